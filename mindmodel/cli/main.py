@@ -1,0 +1,81 @@
+"""The command `mindmodel`: finds the verb, imports only that verb's file, turns errors into one message and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from typing import Optional, Sequence
+
+from mindmodel import __version__
+from mindmodel.errors import MindModelError, TrainingError
+
+VERBS = {
+    "train": "train a model from a recipe; continues when its run folder holds a run",
+    "recipe": "show a recipe resolved, with its parameters, tokens, memory and disk",
+    "generate": "sample text from a run",
+    "eval": "loss and perplexity of a run on held-out tokens or a text",
+    "convert": "to and from Hugging Face folders",
+    "doctor": "what this machine can do and what is missing",
+}
+
+
+def _overview() -> str:
+    width = max(map(len, VERBS))
+    lines = [f"  {verb:<{width}}  {summary}" for verb, summary in VERBS.items()]
+    return "\n".join(["usage: mindmodel VERB ... (mindmodel VERB --help explains one)", "", *lines, "",
+                      "first:  mindmodel train recipes/cpu/tiny.yaml"])
+
+
+def _parse(verb: str, arguments: Sequence[str]) -> argparse.Namespace:
+    module = importlib.import_module(f"mindmodel.cli.{verb}")
+    parser = argparse.ArgumentParser(
+        prog=f"mindmodel {verb}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    module.add_arguments(parser)
+    for leaf in [parser, *getattr(parser, "leaves", [])]:
+        leaf.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    args = parser.parse_args(arguments)
+    args.run = module.run
+    return args
+
+
+def _fail(error: BaseException, code: int, debug: bool) -> int:
+    if debug:
+        raise error
+    print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    return code
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run one verb.
+
+    Returns:
+        0 done, 1 the thing asked about is not so, 2 bad input or a missing part, 3 failed while running,
+        130 interrupted.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        print(f"mindmodel {__version__}")
+        return 0
+    if arguments[0] not in VERBS:
+        print(f"mindmodel: '{arguments[0]}' is no verb. Use one of: {', '.join(VERBS)}.", file=sys.stderr)
+        return 2
+    args = _parse(arguments[0], arguments[1:])
+    try:
+        return args.run(args)
+    except MindModelError as error:
+        return _fail(error, 2, args.debug)
+    except TrainingError as error:
+        return _fail(error, 3, args.debug)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of a pipe went away, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        return _fail(error, 2, args.debug)

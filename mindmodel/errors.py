@@ -1,0 +1,29 @@
+"""What can go wrong for a user. Every message says where, what is wrong and what would work; the command line exits with 2."""
+
+
+class MindModelError(Exception):
+    """Base of all errors that a user can mend."""
+
+
+class RecipeError(MindModelError):
+    """A recipe, or a key=value beside it, that cannot be used. The message holds one line for each fault."""
+
+
+class LayoutError(MindModelError):
+    """A parallel layout that this model, or this machine, cannot have."""
+
+
+class DataError(MindModelError):
+    """Text, a tokenizer or token shards that are missing, empty or damaged."""
+
+
+class CheckpointError(MindModelError):
+    """A checkpoint or a run folder that is missing, damaged, busy or of another run."""
+
+
+class ConversionError(MindModelError):
+    """A Hugging Face folder that cannot be read, or weights that do not fit the model."""
+
+
+class TrainingError(Exception):
+    """A run that failed while it ran, such as a loss that is not finite; the command line exits with 3."""
