@@ -1,4 +1,7 @@
-"""The recipe as typed frozen objects: one dataclass per section, one string per key. Imports nothing of this package."""
+"""The recipe as typed frozen objects: one dataclass per section, one string per key.
+
+Paths in a recipe are relative to the working directory, as on a command line; only `base` is relative to its file.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,22 @@ from typing import Any, Literal, Optional, Union
 
 
 def key(meaning: str, default: Any = dataclasses.MISSING, **bounds: Any) -> Any:
-    """A key of a section. bounds: `minimum`, `maximum`, `above`, `below` for numbers. A key without default is required."""
+    """A key of a section; required when it has no default.
+
+    Args:
+        meaning: what --keys prints.
+        default: value when the key is absent.
+        bounds: `minimum`, `maximum` (inclusive), `above`, `below` (exclusive), for a number or each number of a list.
+    """
     return dataclasses.field(default=default, metadata={"meaning": meaning, **bounds})
 
 
 @dataclass(frozen=True, kw_only=True)
 class RopeScaling:
-    """How rotary frequencies are stretched beyond the trained length; names and meaning as in Hugging Face's configs."""
+    """How rotary frequencies are stretched beyond the trained length.
+
+    Source: names and meaning as `rope_scaling` in Hugging Face's configs.
+    """
 
     type: Literal["linear", "llama3"] = key("linear: all frequencies divided by factor; llama3: only the low ones")
     factor: float = key("how much longer the context becomes", above=0)
@@ -35,7 +47,9 @@ class ModelSection:
     num_kv_heads: Optional[int] = key("key and value heads; default num_heads", None, minimum=1)
     head_size: Optional[int] = key("width of one head, even; default hidden_size / num_heads", None, minimum=2)
     ffn_size: int = key("inner width of the feed-forward layer", minimum=1)
-    vocab_size: Optional[int] = key("rows of the embedding; default the tokenizer's size; larger is padding, cut at export", None, minimum=1)
+    vocab_size: Optional[int] = key(
+        "rows of the embedding; default the tokenizer's size; larger is padding, cut at export", None, minimum=1
+    )
     rope_theta: float = key("base of the rotary frequencies", 10000.0, above=0)
     rope_scaling: Optional[RopeScaling] = key("mapping {type: linear|llama3, factor: ...}", None)
     norm_eps: float = key("added to the mean square in RMSNorm", 1e-5, above=0)
@@ -53,7 +67,9 @@ class ModelSection:
 class DataSection:
     """Text and tokens. Exactly one of `source` and `path`."""
 
-    source: Optional[tuple[str, ...]] = key("raw text to prepare: stdlib, a file, folder or glob, or a list of them", None)
+    source: Optional[tuple[str, ...]] = key(
+        "raw text to prepare: stdlib (Python's own library), a file, folder or glob, or a list of them", None
+    )
     path: Optional[str] = key("folder of prepared shards, instead of source", None)
     tokenizer: str = key("train, or a tokenizer.json, or a folder that holds one", "train")
     tokenizer_vocab_size: int = key("size of a trained tokenizer, in tokens", 4096, minimum=260)
@@ -65,16 +81,18 @@ class DataSection:
 class ParallelSection:
     """Degrees of the device mesh and what is cut over it."""
 
-    dp: Union[int, Literal["auto"]] = key("data parallel degree; auto: the devices that are left (1 on CPU)", "auto", minimum=1)
+    dp: Union[int, Literal["auto"]] = key("data parallel degree; auto: the devices that are left", "auto", minimum=1)
     tp: Union[int, Literal["auto"]] = key("tensor parallel degree", 1, minimum=1)
     pp: Union[int, Literal["auto"]] = key("pipeline stages", 1, minimum=1)
     cp: Union[int, Literal["auto"]] = key("context parallel degree", 1, minimum=1)
-    micro_batches: int = key("parts into which a rank's sequences are split; gradients are summed over them", 1, minimum=1)
+    micro_batches: int = key("parts of a rank's sequences; gradients are summed over them", 1, minimum=1)
     sequence_parallel: bool = key("norms and residuals split over the tp ranks", False)
-    shard_optimizer: Literal["none", "states", "gradients", "parameters"] = key("what is split over the dp ranks", "none")
+    shard_optimizer: Literal["none", "states", "gradients", "parameters"] = key(
+        "what is split over the dp ranks", "none"
+    )
     recompute: Literal["none", "selective", "full"] = key("activations computed again in the backward pass", "none")
     recompute_layers: Optional[int] = key("only the first N layers of a stage; default all", None, minimum=0)
-    stages: Optional[tuple[int, ...]] = key("layers of each pipeline stage; default balanced", None)
+    stages: Optional[tuple[int, ...]] = key("layers of each pipeline stage; default balanced", None, minimum=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,11 +102,15 @@ class TrainSection:
     steps: int = key("optimizer steps of the whole run", minimum=1)
     stop_at: Optional[int] = key("end this process after that step, the run unfinished", None, minimum=1)
     tokens_per_step: int = key("tokens of the global batch", minimum=1)
-    compute_dtype: Literal["float32", "bfloat16"] = key("of matmuls and activations; master weights stay float32", "float32")
+    compute_dtype: Literal["float32", "bfloat16"] = key(
+        "of matmuls and activations; master weights stay float32", "float32"
+    )
     clip_norm: float = key("largest global gradient norm; 0 is off", 1.0, minimum=0)
     z_loss: float = key("weight of the squared log of the softmax denominator; 0 is off", 0.0, minimum=0)
     seed: int = key("of weights and sample order", 1, minimum=0)
-    check_finite: Literal["stop", "skip", "none"] = key("what to do before the weights are touched when loss or gradients are not finite", "stop")
+    check_finite: Literal["stop", "skip", "none"] = key(
+        "what to do, before the weights are touched, when loss or gradients are not finite", "stop"
+    )
     eval_every: int = key("steps between evaluations; 0: only at the end", 0, minimum=0)
     max_hours: Optional[float] = key("hours after which the run is saved and left, exit code 0", None, above=0)
     init_from: Optional[str] = key("run, checkpoint or Hugging Face folder: weights only, fresh optimizer", None)
@@ -101,7 +123,9 @@ class OptimSection:
     name: Literal["adamw"] = key("adamw: decoupled weight decay", "adamw")
     peak_lr: float = key("learning rate after warm-up", 3e-4, above=0)
     warmup_steps: int = key("steps of linear warm-up", 0, minimum=0)
-    schedule: Literal["cosine", "linear", "wsd", "constant"] = key("wsd: constant, then linear over the last fifth", "cosine")
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = key(
+        "wsd: constant, then linear over the last fifth", "cosine"
+    )
     final_lr_ratio: float = key("last learning rate over peak_lr", 0.1, minimum=0, maximum=1)
     weight_decay: float = key("decoupled, per step times the learning rate; never on norms", 0.1, minimum=0)
     beta1: float = key("decay of the first moment", 0.9, minimum=0, below=1)
@@ -138,7 +162,7 @@ class LogSection:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A whole recipe. `name` is the file's stem; it is not a key."""
+    """A whole recipe. `name` is the file's stem, or the `name:` that a run's recipe.yaml records."""
 
     name: str
     model: ModelSection

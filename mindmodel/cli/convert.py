@@ -1,0 +1,61 @@
+"""Weights to and from Hugging Face folders, and proof that both are equal.
+
+examples:
+  mindmodel convert to-hf runs/tiny exported/tiny --dtype bfloat16
+  mindmodel convert from-hf downloads/Qwen3-0.6B runs/qwen3
+  mindmodel convert check runs/qwen3 downloads/Qwen3-0.6B
+
+RUN is a run folder (its newest whole checkpoint is taken) or one of its checkpoints/step_N folders.
+Only safetensors are read and written.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from mindmodel.convert.check import differences
+from mindmodel.convert.hf import Written, from_hf, to_hf
+from mindmodel.convert.rules import WEIGHT_DTYPES
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The three subcommands and their arguments."""
+    subparsers = parser.add_subparsers(dest="direction", metavar="to-hf | from-hf | check", required=True)
+    export = subparsers.add_parser("to-hf", help="write a run's weights as a Hugging Face folder")
+    export.add_argument("source", metavar="RUN", type=Path, help="run or checkpoint folder")
+    export.add_argument("target", metavar="OUT", type=Path, help="new or empty folder")
+    export.add_argument("--dtype", choices=WEIGHT_DTYPES, help="default: as stored")
+    load = subparsers.add_parser("from-hf", help="make a run of a Hugging Face folder")
+    load.add_argument("source", metavar="DIR", type=Path, help="folder with config.json and safetensors")
+    load.add_argument("target", metavar="RUN", type=Path, help="new or empty folder")
+    check = subparsers.add_parser("check", help="compare a run with a Hugging Face folder; exit code 1 if they differ")
+    check.add_argument("source", metavar="RUN", type=Path, help="run or checkpoint folder")
+    check.add_argument("target", metavar="DIR", type=Path, help="Hugging Face folder")
+    parser.leaves = [export, load, check]  # type: ignore[attr-defined]  # each gets the flags that all verbs have
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert or compare, and print what was written or what differs."""
+    if args.direction == "check":
+        return _check(args.source, args.target)
+    if args.direction == "to-hf":
+        _report(to_hf(args.source, args.target, args.dtype))
+    else:
+        _report(from_hf(args.source, args.target))
+    return 0
+
+
+def _check(source: Path, target: Path) -> int:
+    found = differences(source, target)
+    for line in found:
+        print(line)
+    print(f"{len(found)} differences" if found else f"{source} and {target} are the same model, bit by bit")
+    return 1 if found else 0
+
+
+def _report(written: Written) -> None:
+    size = f"{written.num_tensors} tensors, {written.num_bytes:,} bytes, {written.dtype}"
+    print(f"wrote {written.path}: {size}")
+    for name in written.files:
+        print(f"  {name}")

@@ -1,0 +1,67 @@
+"""Whether a run and a Hugging Face folder are the same model."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+
+from mindmodel.checkpoint.tensor_file import LazyTensor
+from mindmodel.convert.export import Export, open_export
+from mindmodel.convert.folder import CONFIG, read_config, read_tensors
+from mindmodel.convert.rules import WEIGHT_DTYPES, names_without_use
+from mindmodel.models.family import family_of
+
+NOT_COMPUTED_WITH = ("init_std",)
+
+
+def differences(path: Path, folder: Path) -> list[str]:
+    """What differs between a run, converted, and a Hugging Face folder: a line each; empty for the same model.
+
+    Tensors are rounded to the folder's dtypes and compared bit by bit. Of config.json the entries that the decoder
+    computes with are compared.
+
+    Args:
+        path: a run or one of its `step_N` folders.
+        folder: a Hugging Face folder.
+
+    Raises:
+        CheckpointError, ConversionError: if one of the two cannot be read.
+    """
+    folder = Path(folder)
+    export, theirs = open_export(Path(path)), read_tensors(folder)
+    found = _config_differences(export, folder)
+    found += [f"{name}: not in {folder}" for name in export.tensors if name not in theirs]
+    without_use = names_without_use(export.family.rules, export.model)
+    found += [f"{name}: only in {folder}" for name in theirs if name not in {*export.tensors, *without_use}]
+    for name, tensor in export.tensors.items():
+        if name in theirs:
+            found += _tensor_differences(name, tensor, theirs[name])
+    return found
+
+
+def _config_differences(export: Export, folder: Path) -> list[str]:
+    where = folder / CONFIG
+    config = read_config(folder)
+    other = family_of(config, where).read_config(config, where)
+    pairs = {
+        field.name: (getattr(export.model, field.name), getattr(other, field.name))
+        for field in fields(other)
+        if field.name not in NOT_COMPUTED_WITH
+    }
+    return [f"{where}: {name} is {given}, the run's {ours}" for name, (ours, given) in pairs.items() if ours != given]
+
+
+def _tensor_differences(name: str, ours: LazyTensor, theirs: LazyTensor) -> list[str]:
+    if theirs.dtype.name not in WEIGHT_DTYPES:
+        return [f"{name}: dtype {theirs.dtype.name}, weights are {', '.join(WEIGHT_DTYPES)}"]
+    if ours.shape != theirs.shape:
+        return [f"{name}: shape {list(theirs.shape)}, the run's {list(ours.shape)}"]
+    with np.errstate(over="ignore"):
+        expected = ours.read().astype(theirs.dtype)
+    given = theirs.read()
+    if expected.tobytes() == given.tobytes():
+        return []
+    distance = np.abs(expected.astype(np.float64) - given.astype(np.float64))
+    return [f"{name}: {np.count_nonzero(distance)} of {distance.size} numbers differ, by up to {distance.max():.3g}"]

@@ -1,0 +1,141 @@
+"""The one way to read JSON, to write a file or folder so that it is whole or absent, and to check what a file holds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any, Iterator
+
+from mindmodel.errors import MindModelError
+
+JSON_MAX_BYTES = 256 * 2**20
+CHUNK_BYTES = 2**20
+
+
+def write_text_safely(path: Path, text: str) -> None:
+    """Write a UTF-8 text that is never seen half-written: a temporary file beside it, fsync, rename.
+
+    Raises:
+        OSError: as the system reports it; the file of that name is then as it was.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file's content byte for byte and fsync it; the caller sees to a temporary folder."""
+    with open(source, "rb") as reader, open(target, "wb") as writer:
+        shutil.copyfileobj(reader, writer)
+        writer.flush()
+        os.fsync(writer.fileno())
+
+
+@contextmanager
+def write_folder_safely(path: Path) -> Iterator[Path]:
+    """Fill `.NAME.tmp` beside `path`; when the block ends well it becomes `path`, replacing what stood there.
+
+    The files inside must be synced by who writes them. When the block fails, the temporary folder is removed and `path`
+    is as it was.
+
+    Raises:
+        OSError: as the system reports it.
+    """
+    path = Path(path)
+    temporary, old = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old")
+    for leftover in (temporary, old):
+        if leftover.exists():
+            shutil.rmtree(leftover)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        sync_folder(temporary)
+        if path.exists():
+            os.rename(path, old)
+        os.rename(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if old.exists() and not path.exists():
+            os.rename(old, path)
+        raise
+    sync_folder(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder durable, as fsync does for a file's content."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_json(path: Path, error: type[MindModelError], max_bytes: int = JSON_MAX_BYTES) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Args:
+        error: what to raise, since a damaged file is another matter in each room.
+        max_bytes: a longer file is refused unread.
+
+    Raises:
+        error: if the file is missing, too long, no JSON, or not an object.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise error(f"{path}: there is no such file.")
+    if path.stat().st_size > max_bytes:
+        raise error(f"{path}: {path.stat().st_size} bytes, more than the {max_bytes} that such a file may have.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as fault:
+        raise error(f"{path}: not JSON ({fault}). The file is damaged; write or fetch it again.") from fault
+    if not isinstance(content, dict):
+        raise error(f"{path}: a JSON object was expected, this is a {type(content).__name__}.")
+    return content
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's content, in hex; reads it in chunks."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def stays_inside(name: object) -> bool:
+    """Whether a name read from a file is a relative path that cannot leave its folder."""
+    if not isinstance(name, str) or not name or "\0" in name or "\\" in name:
+        return False
+    path = PurePosixPath(name)
+    return not path.is_absolute() and bool(path.parts) and ".." not in path.parts
+
+
+def file_inside(folder: Path, name: object, error: type[MindModelError]) -> Path:
+    """The existing file of that name, which was itself read from a file, in the folder.
+
+    Links that the folder holds are followed: Hugging Face's cache is made of them.
+
+    Raises:
+        error: if the name leaves the folder, or there is no such file.
+    """
+    if not stays_inside(name):
+        raise error(f"{folder}: the file name {name!r} leads out of the folder. Names in an index must stay inside it.")
+    path = Path(folder) / str(name)
+    if not path.is_file():
+        raise error(f"{folder}: '{name}' is missing. The folder is not complete; copy or write it again.")
+    return path

@@ -1,0 +1,98 @@
+"""Ascend's fused operators behind the same interfaces as the CPU's formulas in cpu.py."""
+
+from __future__ import annotations
+
+import numpy as np
+from mindspore import Tensor, mint, nn, ops
+from mindspore import dtype as mstype
+from mindspore.ops.auto_generate import RmsNorm, RotaryPositionEmbedding, Swiglu
+from mindspore.ops.operations.nn_ops import FlashAttentionScore
+
+COMPRESSED_MASK_SIZE = 2048  # sparse_mode 2 takes one causal mask of this size for every sequence length
+
+
+class RMSNormAscend(nn.Cell):
+    """x / rms(x) * weight. Inputs: x [T, D], weight [D]. Outputs: [T, D]."""
+
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.rms_norm = RmsNorm(eps)
+
+    def construct(self, x, weight):
+        return self.rms_norm(x, ops.cast(weight, x.dtype))[0]
+
+
+class SwiGLUAscend(nn.Cell):
+    """silu(gate) * up. Inputs: x [T, 2 F] in `num_blocks` pairs of (gate, up). Outputs: [T, F]."""
+
+    def __init__(self, num_blocks: int):
+        super().__init__()
+        self.num_blocks = num_blocks
+        self.swiglu = Swiglu()
+
+    def construct(self, x):
+        pairs = x.reshape((x.shape[0], self.num_blocks, 2, -1))
+        return self.swiglu(pairs, 2).reshape((x.shape[0], -1))
+
+
+class CausalAttentionAscend(nn.Cell):
+    """Causal flash attention with rotary embedding; never builds the S x S matrix.
+
+    Inputs: x [B S, (H + 2 K) d]; q_norm and k_norm: Cells over [N, d], or None. Outputs: [B S, H d].
+    """
+
+    def __init__(self, num_heads, num_kv_heads, head_size, cos: np.ndarray, sin: np.ndarray):
+        super().__init__()
+        self.seq_len, self.num_heads, self.num_kv_heads, self.head_size = cos.shape[0], num_heads, num_kv_heads, head_size
+        self.group_size = num_heads // num_kv_heads
+        self.cos, self.sin = (Tensor(table.reshape(1, -1, 1, head_size)) for table in (cos, sin))
+        self.mask = Tensor(np.triu(np.ones((COMPRESSED_MASK_SIZE, COMPRESSED_MASK_SIZE), np.uint8), 1))
+        self.rope = RotaryPositionEmbedding()
+        self.flash_attention = FlashAttentionScore(
+            num_heads, scale_value=head_size**-0.5, next_tokens=0, input_layout="BSH", sparse_mode=2
+        )
+
+    def construct(self, x, q_norm, k_norm):
+        seq_len, size = self.seq_len, self.head_size
+        heads = x.reshape((-1, seq_len, self.num_kv_heads, self.group_size + 2, size))
+        q, k, v = mint.split(heads, (self.group_size, 1, 1), 3)
+        if q_norm is not None:
+            q, k = q_norm(q.reshape((-1, size))), k_norm(k.reshape((-1, size)))
+        cos, sin = ops.cast(self.cos, x.dtype), ops.cast(self.sin, x.dtype)
+        q = self.rope(q.reshape((-1, seq_len, self.num_heads, size)), cos, sin, 0)
+        k = self.rope(k.reshape((-1, seq_len, self.num_kv_heads, size)), cos, sin, 0)
+        q = q.reshape((-1, seq_len, self.num_heads * size))
+        k = k.reshape((-1, seq_len, self.num_kv_heads * size))
+        v = v.reshape((-1, seq_len, self.num_kv_heads * size))
+        attended = self.flash_attention(q, k, v, None, None, None, self.mask, None, None, None)[3]
+        return attended.reshape((-1, self.num_heads * size))
+
+
+class CrossEntropyAscend(nn.Cell):
+    """Cross entropy and squared log-denominator, summed over the rows whose label is not negative.
+
+    Inputs: logits [T, V], labels int32 [T]. Outputs: two scalars and the log-denominators [T, 1].
+    """
+
+    def __init__(self, vocab_size: int):
+        super().__init__()
+        self.vocab_size = vocab_size
+        self.max_rows = ops.ReduceMax(keep_dims=True)
+        self.sum_rows = ops.ReduceSum(keep_dims=True)
+        self.sum = ops.ReduceSum()
+        self.one_hot = ops.OneHot()
+
+    def construct(self, logits, labels):
+        logits = ops.cast(logits, mstype.float32)
+        keep = ops.cast(labels >= 0, mstype.float32).reshape((-1, 1))
+        largest = ops.stop_gradient(self.max_rows(logits, (1,)))
+        shifted = logits - largest
+        log_sum = ops.log(self.sum_rows(ops.exp(shifted), (1,)))
+        hit = self.one_hot(labels, self.vocab_size, Tensor(1.0, mstype.float32), Tensor(0.0, mstype.float32))
+        picked = self.sum_rows(shifted * hit, (1,))
+        log_sum_of_logits = log_sum + largest
+        return (
+            self.sum((log_sum - picked) * keep),
+            self.sum(log_sum_of_logits * log_sum_of_logits * keep),
+            log_sum_of_logits,
+        )

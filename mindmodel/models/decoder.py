@@ -1,0 +1,107 @@
+"""The decoder: the skeleton that every family shares. Single device, no rank, no mesh."""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+from mindspore import Tensor, nn
+from mindspore import dtype as mstype
+
+from mindmodel.layers.attention import Attention
+from mindmodel.layers.embedding import Embedding
+from mindmodel.layers.linear import Linear
+from mindmodel.layers.loss import CrossEntropy
+from mindmodel.layers.mlp import MLP
+from mindmodel.layers.norm import RMSNorm
+from mindmodel.layers.rope import rope_tables
+from mindmodel.recipe.schema import ModelSection
+
+DTYPES = {"float32": mstype.float32, "bfloat16": mstype.bfloat16}
+
+
+class Block(nn.Cell):
+    """Attention and feed-forward layer, each behind a norm and added to the residual.
+
+    Inputs: x [B S, hidden_size]. Outputs: [B S, hidden_size].
+    """
+
+    def __init__(self, model: ModelSection, cos: np.ndarray, sin: np.ndarray, dtype):
+        super().__init__()
+        self.attention_norm = RMSNorm(model.hidden_size, model.norm_eps)
+        self.attention = Attention(model, cos, sin, dtype)
+        self.mlp_norm = RMSNorm(model.hidden_size, model.norm_eps)
+        self.mlp = MLP(model, dtype)
+
+    def construct(self, x):
+        x = x + self.attention(self.attention_norm(x))
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Decoder(nn.Cell):
+    """Embedding, blocks, final norm and output layer.
+
+    Args:
+        model: architecture with `vocab_size` filled in.
+        seq_len: tokens of every sequence.
+        compute_dtype: `float32` or `bfloat16`, of matmuls and activations.
+
+    Inputs: ids int32 [B, S]. Outputs: logits [B S, vocab_size] in the compute dtype.
+    Source: checked against transformers' `LlamaForCausalLM` and `Qwen3ForCausalLM`.
+    """
+
+    def __init__(self, model: ModelSection, seq_len: int, compute_dtype: str = "float32"):
+        super().__init__()
+        dtype = DTYPES[compute_dtype]
+        cos, sin = rope_tables(model, seq_len)
+        self.embedding = Embedding(model.vocab_size, model.hidden_size, dtype)
+        self.layers = nn.CellList([Block(model, cos, sin, dtype) for _ in range(model.num_layers)])
+        self.norm = RMSNorm(model.hidden_size, model.norm_eps)
+        self.head = Linear(model.hidden_size, model.vocab_size, dtype)
+        if model.tied_embeddings:
+            self.head.weight = self.embedding.weight
+        for name, parameter in self.parameters_and_names():
+            parameter.name = name
+
+    def construct(self, ids):
+        x = self.embedding(ids.reshape((-1,)))
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(self.norm(x))
+
+
+class DecoderLoss(nn.Cell):
+    """The decoder with its loss.
+
+    Inputs: ids and labels int32 [B, S]; labels below zero are ignored.
+    Outputs: the sum to differentiate and the cross entropy alone, both summed over the labels that count.
+    """
+
+    def __init__(self, decoder: Decoder, vocab_size: int, z_loss: float = 0.0):
+        super().__init__(auto_prefix=False)
+        self.decoder = decoder
+        self.loss = CrossEntropy(vocab_size, z_loss)
+
+    def construct(self, ids, labels):
+        return self.loss(self.decoder(ids), labels.reshape((-1,)))
+
+
+def initial_weight(name: str, shape: tuple[int, ...], model: ModelSection, seed: int) -> np.ndarray:
+    """A fresh weight, float32: ones for norms, else normal with `init_std`.
+
+    Projections back into the residual stream are smaller by sqrt(2 num_layers), so that its variance does not grow with
+    depth (GPT-2's rule). Every weight has a generator of its own, keyed by seed and name, so no layout changes it.
+    """
+    if len(shape) == 1:
+        return np.ones(shape, np.float32)
+    generator = np.random.Generator(np.random.Philox(key=[seed, zlib.crc32(name.encode())]))
+    std = model.init_std
+    if name.endswith(("attention.out.weight", "mlp.down.weight")):
+        std /= (2 * model.num_layers) ** 0.5
+    return generator.standard_normal(shape, np.float32) * np.float32(std)
+
+
+def initialize(decoder: Decoder, model: ModelSection, seed: int) -> None:
+    """Fill the decoder with fresh weights."""
+    for name, parameter in decoder.parameters_and_names():
+        parameter.set_data(Tensor(initial_weight(name, parameter.shape, model, seed)))

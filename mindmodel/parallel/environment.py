@@ -1,0 +1,22 @@
+"""What must stand in the environment before MindSpore is loaded. Pure Python; imports no mindspore."""
+
+from __future__ import annotations
+
+import os
+from typing import Optional
+
+# GLOG_v=3: MindSpore's errors, without its warnings. PASSIVE: threads of fused kernels that wait must not spin on a core
+# that MatMul's own threads need. TensorBoard's and MindSpore's protobuf files agree only in the pure Python version.
+DEFAULTS = {"GLOG_v": "3", "OMP_WAIT_POLICY": "PASSIVE", "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "python"}
+
+
+def prepare_environment(threads: Optional[int] = None) -> None:
+    """Set what MindSpore reads when it is loaded; what the user has set stays, except a thread count asked for.
+
+    Args:
+        threads: CPU threads; None leaves OpenMP's choice, which is every core this process may use.
+    """
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    if threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(threads)

@@ -1,0 +1,116 @@
+"""Where compiled graph kernels are kept between runs: a private folder whose files are verified before MindSpore loads one.
+
+MindSpore writes the shared objects of fused kernels below MS_COMPILER_CACHE_PATH and loads what it finds there by name. A
+process that is killed can leave half of one behind, and two compiling at once can overwrite each other; so the folder has
+one owner at a time, and a manifest of checksums that is renewed after each compilation decides what may stay.
+"""
+
+from __future__ import annotations
+
+import atexit
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Iterator, Optional
+
+from mindmodel.errors import MindModelError
+from mindmodel.files import read_json, sha256_of, write_text_safely
+
+MANIFEST = "manifest.json"
+COMPILE_LOG = "compile.log"
+
+
+def cache_folder() -> Path:
+    """`$MINDMODEL_CACHE`, else `~/.cache/mindmodel`."""
+    return Path(os.environ.get("MINDMODEL_CACHE") or Path.home() / ".cache" / "mindmodel")
+
+
+def _cpu_flags() -> str:
+    """Kernels are built for the machine's own instruction set."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
+
+
+def _key() -> str:
+    return hashlib.sha256(f"{version('mindspore')} {_cpu_flags()}".encode()).hexdigest()[:16]
+
+
+class GraphCache:
+    """The folder that this process compiles in.
+
+    It is the shared one when no other process has it, else a temporary one that goes with the process.
+    """
+
+    def __init__(self) -> None:
+        self._lock: Optional[int] = None
+        self.folder = self._shared() or self._private()
+        os.environ["MS_COMPILER_CACHE_PATH"] = str(self.folder)
+
+    def _shared(self) -> Optional[Path]:
+        folder = cache_folder() / "graphs" / _key()
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            os.chmod(folder, 0o700)
+            self._lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove_unverified(folder)
+        except OSError:  # another process has it, or it cannot be written: a home that is read-only is no reason to stop
+            return None
+        return folder
+
+    @staticmethod
+    def _private() -> Path:
+        folder = Path(tempfile.mkdtemp(prefix="mindmodel-graphs-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        return folder
+
+    @contextmanager
+    def compiling(self) -> Iterator[None]:
+        """Compile inside: MindSpore's kernel compiler writes a log into the working folder and chats on the terminal.
+
+        The working folder is this one meanwhile, and what is printed goes into compile.log in it.
+        """
+        sys.stdout.flush()
+        sys.stderr.flush()
+        before, terminal = os.getcwd(), (os.dup(1), os.dup(2))
+        with open(self.folder / COMPILE_LOG, "wb") as log:
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
+        os.chdir(self.folder)
+        try:
+            yield
+        finally:
+            os.chdir(before)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for number, copy in enumerate(terminal, 1):
+                os.dup2(copy, number)
+                os.close(copy)
+        write_text_safely(self.folder / MANIFEST, json.dumps(_checksums(self.folder)))
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in (MANIFEST, ".lock"))
+    return {str(path.relative_to(folder)): sha256_of(path) for path in files}
+
+
+def _remove_unverified(folder: Path) -> None:
+    """Remove every file that the manifest does not name with the checksum it has."""
+    try:
+        known = read_json(folder / MANIFEST, MindModelError)
+    except MindModelError:
+        known = {}
+    for name, checksum in _checksums(folder).items():
+        if known.get(name) != checksum:
+            (folder / name).unlink()

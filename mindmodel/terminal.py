@@ -1,0 +1,90 @@
+"""The one way to talk to the person at the terminal: lines, a progress bar, and a moving line for long silent work."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Iterator, Optional, TextIO
+
+PLAIN_INTERVAL_S = 10.0
+TICKER = Path(__file__).with_name("ticker.py")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people write them: 42 s, 3 min 05 s, 2 h 10 min."""
+    whole = int(round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+class Terminal:
+    """Lines on a stream; on a terminal the last one may move, elsewhere it is repeated as plain lines now and then."""
+
+    def __init__(self, stream: Optional[TextIO] = None):
+        self.stream = sys.stdout if stream is None else stream
+        self.moves = self.stream.isatty()
+        self.shown = False
+        self.last_plain_s = float("-inf")
+
+    def _clear(self) -> None:
+        if self.shown:
+            self.stream.write("\r\x1b[K")
+            self.shown = False
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self._clear()
+        print(text, file=self.stream, flush=True)
+
+    def status(self, text: str, last: bool = False) -> None:
+        """A line that the next one replaces; without a terminal, one plain line every 10 seconds, and the last."""
+        if self.moves:
+            columns = shutil.get_terminal_size().columns
+            self._clear()
+            self.stream.write(text[: columns - 1])
+            self.stream.flush()
+            self.shown = True
+        elif last or time.monotonic() - self.last_plain_s >= PLAIN_INTERVAL_S:
+            self.last_plain_s = time.monotonic()
+            print(text, file=self.stream, flush=True)
+
+    def progress(self, done: int, total: int, details: str) -> None:
+        """A bar with details behind it; the bar gives way when the terminal is narrow."""
+        room = shutil.get_terminal_size().columns - len(details) - 16
+        width = min(24, room)
+        bar = ""
+        if self.moves and width >= 6:
+            filled = width * done // total
+            bar = "[" + "#" * filled + "." * (width - filled) + "] "
+        self.status(f"{bar}{done}/{total} {details}", last=done == total)
+
+    @contextmanager
+    def working(self, text: str) -> Iterator[None]:
+        """A moving line while something runs that cannot report.
+
+        It is drawn by a small process of its own: MindSpore's compiler holds Python's lock for many seconds. The process
+        ends with this one, however this one ends.
+        """
+        if not self.moves:
+            self.say(f"{text} ...")
+            yield
+            return
+        self._clear()
+        self.stream.flush()
+        ticker = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(TICKER), text], stdin=subprocess.PIPE, stdout=self.stream
+        )
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            ticker.stdin.close()
+            ticker.wait()
+        self.say(f"{text}: {duration(time.monotonic() - start)}")

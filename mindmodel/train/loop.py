@@ -1,0 +1,204 @@
+"""The training loop: one compiled step after another, with evaluation, checkpoints and an orderly end."""
+
+from __future__ import annotations
+
+import platform
+import time
+from importlib.metadata import version
+from typing import Optional
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor
+
+import mindmodel
+from mindmodel.checkpoint.save import save_checkpoint
+from mindmodel.data.loader import TrainBatches, heldout_batches
+from mindmodel.errors import TrainingError
+from mindmodel.models.decoder import Decoder, DecoderLoss, initialize
+from mindmodel.parallel.runtime import Runtime, peak_flops
+from mindmodel.recipe.dump import recipe_to_dict
+from mindmodel.recipe.estimate import FLOP_FORMULA, estimate
+from mindmodel.terminal import Terminal, duration
+from mindmodel.train.evaluate import Evaluation, evaluate
+from mindmodel.train.init_from import initial_weights
+from mindmodel.train.metrics import Metrics, Utilisation
+from mindmodel.train.optim import AdamW
+from mindmodel.train.run import OpenedRun
+from mindmodel.train.schedule import learning_rate
+from mindmodel.train.state import arrays_of, fill
+from mindmodel.train.step import TrainStep
+from mindmodel.train.stopping import Stopper
+
+
+def versions() -> dict[str, str]:
+    """Of what writes a checkpoint."""
+    return {
+        "mindmodel": mindmodel.__version__,
+        "mindspore": version("mindspore"),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+
+
+class Training:
+    """A run in memory: network, optimizer and step graph, at the step of its checkpoint."""
+
+    def __init__(self, opened: OpenedRun, runtime: Runtime, terminal: Terminal) -> None:
+        self.opened, self.runtime, self.terminal = opened, runtime, terminal
+        recipe = self.recipe = opened.recipe
+        self.step, self.saved_step = opened.step, opened.step if opened.checkpoint else None
+        self.evaluation: Optional[Evaluation] = None
+        self.batches = TrainBatches(opened.corpus.train, recipe.data.seq_len, recipe.train.seed)
+        self.decoder = Decoder(recipe.model, recipe.data.seq_len, recipe.train.compute_dtype)
+        self.optimizer = AdamW(self.decoder.trainable_params(), recipe.optim, recipe.train.check_finite != "none")
+        network = DecoderLoss(self.decoder, recipe.model.vocab_size, recipe.train.z_loss)
+        self.train_step = TrainStep(network, self.optimizer, recipe.train, recipe.parallel.micro_batches).set_train()
+        self.eval_network = DecoderLoss(self.decoder, recipe.model.vocab_size).set_train(False)
+        self._fill()
+        peak, peak_name = peak_flops(runtime)
+        self.utilisation = Utilisation(
+            flop_per_token=estimate(recipe, recipe.model.vocab_size).flop_per_token,
+            formula=FLOP_FORMULA,
+            peak_flops=peak,
+            peak_name=peak_name,
+        )
+
+    def _fill(self) -> None:
+        """Weights and optimizer state: the checkpoint's, those of train.init_from, or fresh ones."""
+        checkpoint, parameters = self.opened.checkpoint, self.decoder.trainable_params()
+        if checkpoint is not None:
+            fill(parameters, checkpoint.weights(), str(checkpoint.path))
+            fill(self.optimizer.state().values(), checkpoint.optimizer(), str(checkpoint.path))
+        elif self.recipe.train.init_from is not None:
+            fill(parameters, initial_weights(self.recipe), self.recipe.train.init_from)
+        else:
+            initialize(self.decoder, self.recipe.model, self.recipe.train.seed)
+
+    def run(self, stopper: Stopper, metrics: Metrics) -> Optional[str]:
+        """Train to the last step, or to a reason to stop, which is returned. The state is saved either way.
+
+        Raises:
+            TrainingError: if loss or gradients are not finite and train.check_finite is stop.
+        """
+        recipe, reason = self.recipe, None
+        window = Window(self)
+        while self.step < recipe.train.steps and reason is None:
+            loss, norm, lr = self.one_step()
+            if self.step == self.opened.step + 1:
+                stopper.begin()
+                window = Window(self)  # the first step compiled the graph
+            self._show(loss, window)
+            if self.step % recipe.log.every == 0 or self.step == recipe.train.steps:
+                metrics.write(self.step, {"loss": loss, "lr": lr, "grad_norm": norm, **window.scalars()})
+                window = Window(self)
+            reason = stopper.reason(self.step)
+            last = self.step == recipe.train.steps
+            if last or (recipe.train.eval_every and self.step % recipe.train.eval_every == 0 and reason is None):
+                self.evaluate(metrics)
+            if last or reason or (recipe.checkpoint.every and self.step % recipe.checkpoint.every == 0):
+                self.save()
+            window.skip_pause()
+        return None if self.step == recipe.train.steps else reason
+
+    def one_step(self) -> tuple[float, float, float]:
+        """The next optimizer step: its loss, gradient norm before clipping and learning rate."""
+        recipe, step = self.recipe, self.step + 1
+        lr = learning_rate(recipe.optim, recipe.train.steps, step)
+        count = recipe.sequences_per_step
+        batch = self.batches.batch(self.step * count, count)
+        inputs = (Tensor(batch.ids), Tensor(batch.labels), Tensor(lr, ms.float32))
+        if self.step == self.opened.step:
+            with self.terminal.working("compiling the training graph"), self.runtime.cache.compiling():
+                outputs = [output.asnumpy() for output in self.train_step(*inputs)]
+        else:
+            outputs = [output.asnumpy() for output in self.train_step(*inputs)]
+        loss, norm, applied = float(outputs[0]), float(outputs[1]), bool(outputs[2])
+        if not applied:
+            self._not_finite(step, loss, norm)
+        self.step = step
+        return loss, norm, lr
+
+    def _not_finite(self, step: int, loss: float, norm: float) -> None:
+        found = f"step {step}: loss {loss}, gradient norm {norm}: not finite"
+        if self.recipe.train.check_finite == "stop":
+            raise TrainingError(
+                f"{found}. The weights were not touched. Use a smaller optim.peak_lr, or train.check_finite=skip to pass "
+                "over such steps."
+            )
+        self.terminal.say(f"{found}; the weights stay as they were.")
+
+    def _show(self, loss: float, window: "Window") -> None:
+        left = (self.recipe.train.steps - self.step) * window.step_s
+        details = f"loss {loss:.3f}  {window.tokens_s:,.0f} tokens/s  {duration(left)} left"
+        self.terminal.progress(self.step, self.recipe.train.steps, details)
+
+    def evaluate(self, metrics: Metrics) -> None:
+        """Held-out loss, as a row of the metrics."""
+        recipe = self.recipe
+        count = max(1, recipe.sequences_per_step // recipe.parallel.micro_batches)
+        batches = heldout_batches(self.opened.corpus.heldout, recipe.data.seq_len, count)
+        if self.evaluation is None:
+            with self.terminal.working("compiling the evaluation graph"), self.runtime.cache.compiling():
+                shape = np.zeros((count, recipe.data.seq_len), np.int32)
+                self.eval_network.compile(Tensor(shape), Tensor(shape))
+        self.terminal.status(f"{self.step}/{recipe.train.steps} evaluating on held-out documents")
+        self.evaluation = evaluate(self.eval_network, batches)
+        if self.evaluation is not None:
+            metrics.write(self.step, {"eval_loss": self.evaluation.loss, "eval_tokens": self.evaluation.tokens})
+            self.terminal.say(f"step {self.step}: held-out loss {self.evaluation.loss:.4f}")
+
+    def save(self) -> None:
+        """Write a checkpoint of this step, unless it was written already."""
+        if self.saved_step == self.step:
+            return
+        recipe, samples = self.recipe, self.step * self.recipe.sequences_per_step
+        path = save_checkpoint(
+            self.opened.folder.checkpoints,
+            step=self.step,
+            samples=samples,
+            tokens=samples * recipe.data.seq_len,
+            weights=arrays_of(self.decoder.trainable_params()),
+            optimizer=arrays_of(self.optimizer.state().values()),
+            recipe=recipe_to_dict(recipe),
+            versions=versions(),
+            random={"seed": recipe.train.seed, "samples": samples},
+            layout={"dp": 1, "tp": 1, "pp": 1, "cp": 1},
+            keep=recipe.checkpoint.keep,
+            keep_every=recipe.checkpoint.keep_every,
+        )
+        self.saved_step = self.step
+        self.terminal.say(f"step {self.step}: saved {path}")
+
+
+class Window:
+    """Speed since the last logged step, without evaluation and saving."""
+
+    def __init__(self, training: Training) -> None:
+        self._training, self._first_step, self._start = training, training.step, time.perf_counter()
+        self._now = self._start
+
+    @property
+    def step_s(self) -> float:
+        """Seconds a step."""
+        self._now = time.perf_counter()
+        return (self._now - self._start) / max(1, self._training.step - self._first_step)
+
+    @property
+    def tokens_s(self) -> float:
+        """Tokens a second."""
+        return self._training.recipe.train.tokens_per_step / max(self.step_s, 1e-9)
+
+    def skip_pause(self) -> None:
+        """What was done since the speed was last read does not count."""
+        self._start += time.perf_counter() - self._now
+
+    def scalars(self) -> dict[str, float]:
+        """The columns of metrics.jsonl that concern speed and position."""
+        training, tokens_s = self._training, self.tokens_s
+        return {
+            "tokens_s": tokens_s,
+            "step_s": self.step_s,
+            "samples": training.step * training.recipe.sequences_per_step,
+            "mfu": training.utilisation.mfu(tokens_s),
+        }

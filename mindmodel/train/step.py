@@ -1,0 +1,65 @@
+"""One training step as one compiled graph: loss, gradients over micro-batches, clipping, finite check, optimizer."""
+
+from __future__ import annotations
+
+import mindspore as ms
+from mindspore import Tensor, nn, ops
+from mindspore import dtype as mstype
+
+from mindmodel.models.decoder import DecoderLoss
+from mindmodel.recipe.schema import TrainSection
+from mindmodel.train.optim import AdamW, GlobalNorm
+
+
+class TrainStep(nn.Cell):
+    """A whole optimizer step.
+
+    Inputs: ids and labels int32 [sequences, S], lr float32 scalar.
+    Outputs: mean cross entropy over the labels that count, global gradient norm before clipping, whether the weights were
+    updated.
+    """
+
+    def __init__(self, network: DecoderLoss, optimizer: AdamW, train: TrainSection, micro_batches: int):
+        super().__init__(auto_prefix=False)
+        self.network, self.optimizer = network, optimizer
+        self.grad = ms.value_and_grad(network, None, weights=optimizer.parameters, has_aux=True)
+        self.global_norm = GlobalNorm()
+        self.micro_batches = micro_batches
+        self.clip_norm = train.clip_norm
+        self.checks_finite = train.check_finite != "none"
+
+    def accumulate(self, ids, labels):
+        """Summed cross entropy and gradients over the micro-batches."""
+        if self.micro_batches == 1:
+            (_, entropy), grads = self.grad(ids, labels)
+            return entropy, grads
+        size = ids.shape[0] // self.micro_batches
+        entropy, grads = Tensor(0.0, mstype.float32), ()
+        for i in range(self.micro_batches):
+            begin, shape = (i * size, 0), (size, ids.shape[1])
+            (_, part), part_grads = self.grad(ops.slice(ids, begin, shape), ops.slice(labels, begin, shape))
+            entropy = entropy + part
+            grads = self.add(grads, part_grads)
+        return entropy, grads
+
+    def add(self, total, part):
+        """Element by element; an empty total is zero."""
+        if len(total) == 0:
+            return part
+        result = ()
+        for j in range(len(part)):
+            result = result + (total[j] + part[j],)
+        return result
+
+    def construct(self, ids, labels, lr):
+        entropy, grads = self.accumulate(ids, labels)
+        num_labels = ops.maximum(ops.cast(labels >= 0, mstype.float32).sum(), 1.0)
+        norm = self.global_norm(grads) / num_labels
+        scale = 1.0 / num_labels
+        if self.clip_norm > 0:
+            scale = scale * ops.minimum(self.clip_norm / (norm + 1e-6), 1.0)
+        loss = entropy / num_labels
+        apply = Tensor(True)
+        if self.checks_finite:
+            apply = ops.logical_and(ops.isfinite(norm), ops.isfinite(loss))
+        return ops.depend((loss, norm, apply), self.optimizer(grads, scale, apply, lr))

@@ -1,0 +1,189 @@
+"""A checkpoint is compared with its index before it is used; a damaged one is named and passed over."""
+
+import dataclasses
+import hashlib
+import json
+
+import numpy as np
+import pytest
+
+from mindmodel.checkpoint.index import FileEntry, Index, Slice, TensorEntry
+from mindmodel.checkpoint.load import list_checkpoints, newest_checkpoint, open_checkpoint
+from mindmodel.checkpoint.save import save_checkpoint
+from mindmodel.checkpoint.tensor_file import write_tensors
+from mindmodel.errors import CheckpointError
+
+WHOLE = np.arange(24, dtype=np.float32).reshape(4, 6)
+
+
+def save_step(folder, step, value=0.0):
+    return save_checkpoint(
+        folder,
+        step=step,
+        samples=0,
+        tokens=0,
+        weights={"w": np.full(5, value, np.float32)},
+        optimizer={"beta1_power": np.array(0.9)},
+        recipe={},
+        versions={},
+        random={},
+        layout={},
+        keep=99,
+        keep_every=0,
+    )
+
+
+def flip_last_byte(path):
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
+def save_slices(folder, slices):
+    """A checkpoint whose tensor lies in four files, one for each of 2 x 2 ranks."""
+    folder.mkdir()
+    files = {}
+    for part in slices:
+        rows, columns = (slice(start, start + size) for start, size in zip(part.offset, part.shape))
+        sha256, num_bytes = write_tensors(folder / part.file, {"w": WHOLE[rows, columns]})
+        files[part.file] = FileEntry(bytes=num_bytes, sha256=sha256)
+    index = Index(
+        step=1,
+        samples=0,
+        tokens=0,
+        layout={"dp": 2, "tp": 2},
+        recipe={},
+        versions={},
+        random={},
+        files=files,
+        tensors={"w": TensorEntry(shape=(4, 6), dtype="float32", slices=tuple(slices))},
+    )
+    (folder / "index.json").write_text(index.to_json())
+    return index
+
+
+SLICES = [
+    Slice(file=f"weights-{row}{column}.safetensors", offset=(2 * row, 3 * column), shape=(2, 3))
+    for row in (0, 1)
+    for column in (0, 1)
+]
+
+
+def test_a_tensor_that_lies_whole_in_a_file_is_a_read_only_view(tmp_path):
+    array = open_checkpoint(save_step(tmp_path, 1, 7)).weights()["w"]
+    np.testing.assert_array_equal(array, np.full(5, 7, np.float32), strict=True)
+    assert not array.flags.writeable and not array.flags.owndata
+
+
+def test_a_tensor_in_slices_is_put_together(tmp_path):
+    save_slices(tmp_path / "step_1", SLICES)
+    weights = open_checkpoint(tmp_path / "step_1").weights()
+    np.testing.assert_array_equal(weights["w"], WHOLE, strict=True)
+    assert not weights["w"].flags.writeable
+
+
+def test_a_lazy_tensor_reads_later(tmp_path):
+    lazy = open_checkpoint(save_step(tmp_path, 1, 7)).weights().lazy("w")
+    assert (lazy.shape, lazy.dtype) == ((5,), np.float32) and lazy.read()[0] == 7
+
+
+def test_steps_are_listed_by_number_and_nothing_else_is(tmp_path):
+    for step in (10, 9, 0):
+        save_step(tmp_path, step)
+    for name in (".step_3.tmp", ".step_4.old", "step_x", "step_05", "step_7.tmp"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "step_8").write_text("a file")
+    assert list_checkpoints(tmp_path) == [0, 9, 10]
+    assert list_checkpoints(tmp_path / "none") == []
+
+
+@pytest.mark.parametrize("file", ["weights.safetensors", "optimizer.safetensors"])
+def test_a_flipped_bit_is_found_before_anything_is_used(tmp_path, file):
+    path = save_step(tmp_path, 1)
+    flip_last_byte(path / file)
+    with pytest.raises(CheckpointError, match=f"step_1/{file}: damaged: SHA-256 .*, the index says"):
+        open_checkpoint(path)
+    open_checkpoint(path, verify=False)
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_truncated_file_is_named(tmp_path, verify):
+    path = save_step(tmp_path, 1)
+    file = path / "weights.safetensors"
+    file.write_bytes(file.read_bytes()[:-4])
+    with pytest.raises(CheckpointError, match=r"weights.safetensors: damaged: \d+ bytes, the index says \d+"):
+        open_checkpoint(path, verify)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    path = save_step(tmp_path, 1)
+    (path / "optimizer.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="'optimizer.safetensors' is missing"):
+        open_checkpoint(path)
+
+
+def test_a_missing_or_damaged_index_is_named(tmp_path):
+    path = save_step(tmp_path, 1)
+    (path / "index.json").write_text("{")
+    with pytest.raises(CheckpointError, match="index.json: not JSON"):
+        open_checkpoint(path)
+    (path / "index.json").unlink()
+    with pytest.raises(CheckpointError, match="index.json: there is no such file"):
+        open_checkpoint(path)
+    with pytest.raises(CheckpointError, match="step_2: there is no such checkpoint folder"):
+        open_checkpoint(tmp_path / "step_2")
+
+
+@pytest.mark.parametrize(
+    "tensors, fault",
+    [
+        ({"v": np.zeros(5, np.float32)}, "tensor 'w' is missing"),
+        ({"w": np.zeros(4, np.float32)}, r"tensor 'w' is \(\(4,\), 'float32'\), the index says \(\(5,\), 'float32'\)"),
+        ({"w": np.zeros(5, np.float16)}, "'float16'"),
+    ],
+)
+def test_a_file_that_does_not_hold_what_the_index_says_is_refused(tmp_path, tensors, fault):
+    path = save_step(tmp_path, 1)
+    index = Index.from_json(json.loads((path / "index.json").read_text()), path)
+    sha256, num_bytes = write_tensors(path / "weights.safetensors", tensors)
+    files = {**index.files, "weights.safetensors": FileEntry(bytes=num_bytes, sha256=sha256)}
+    (path / "index.json").write_text(dataclasses.replace(index, files=files).to_json())
+    with pytest.raises(CheckpointError, match=fault):
+        open_checkpoint(path)
+
+
+def test_the_newest_whole_checkpoint_is_taken(tmp_path):
+    for step in (2, 9, 10):
+        save_step(tmp_path, step)
+    said = []
+    assert newest_checkpoint(tmp_path, said.append).index.step == 10 and said == []
+
+
+def test_damaged_ones_are_named_and_passed_over(tmp_path):
+    for step in (1, 2, 3):
+        save_step(tmp_path, step)
+    (tmp_path / "step_3" / "index.json").unlink()
+    flip_last_byte(tmp_path / "step_2" / "weights.safetensors")
+    said = []
+    assert newest_checkpoint(tmp_path, said.append).index.step == 1
+    assert len(said) == 2
+    assert "step_3/index.json: there is no such file" in said[0] and "step_3 is passed over" in said[0]
+    assert "step_2/weights.safetensors: damaged: SHA-256" in said[1] and "step_2 is passed over" in said[1]
+
+
+def test_the_folder_of_a_process_killed_while_saving_is_never_loaded(tmp_path):
+    save_step(tmp_path, 2)
+    (tmp_path / "step_2").rename(tmp_path / ".step_3.tmp")
+    save_step(tmp_path / "other", 1)
+    (tmp_path / "other" / "step_1").rename(tmp_path / "step_1")
+    said = []
+    assert newest_checkpoint(tmp_path, said.append).index.step == 1 and said == []
+
+
+def test_no_checkpoint_is_none(tmp_path):
+    assert newest_checkpoint(tmp_path / "none", print) is None
+
+
+def test_the_checksum_in_the_index_is_that_of_the_file(tmp_path):
+    path = save_step(tmp_path, 1)
+    entry = open_checkpoint(path).index.files["weights.safetensors"]
+    assert entry.sha256 == hashlib.sha256((path / "weights.safetensors").read_bytes()).hexdigest()

@@ -1,0 +1,122 @@
+"""mindmodel doctor."""
+
+from __future__ import annotations
+
+import json
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from mindmodel.cli import doctor
+from mindmodel.cli.doctor import ABSENT, BROKEN, DIFFERS, OK, Check
+from mindmodel.cli.main import main
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """No import of MindSpore."""
+    monkeypatch.setattr(doctor, "import_mindspore", lambda: Check("import", OK, "mindspore 2.9.0 in 1.0 s"))
+
+
+def test_the_list_fits_a_terminal_and_ends_with_a_verdict(quick, capsys):
+    code = main(["doctor"])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[-1].startswith("Training on CPU: can")
+    assert code == (0 if "can run" in lines[-1] else 1)
+
+
+def test_json_is_one_object(quick, capsys):
+    main(["doctor", "--json"])
+    told = json.loads(capsys.readouterr().out)
+    assert set(told) == {"can_train", "checks"}
+    names = [check["name"] for check in told["checks"]]
+    assert {"python", "mindspore", "cores", "memory", "cpu", "c++ compiler", "ascend", "import"} <= set(names)
+
+
+def test_something_broken_means_exit_code_1(quick, monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "memory", lambda: Check("memory", BROKEN, "too little"))
+    assert main(["doctor"]) == 1
+    assert "Training on CPU: cannot run; mend what is broken above." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("version, state", [((3, 9), BROKEN), ((3, 10), OK), ((3, 12), OK), ((3, 13), BROKEN)])
+def test_python_must_be_one_that_mindspore_comes_for(version, state):
+    assert doctor.python_version(version).state == state
+
+
+def test_a_package_that_training_needs_is_broken_when_it_is_missing(monkeypatch):
+    def missing(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(doctor.metadata, "version", missing)
+    assert doctor.package("mindspore", "2.9.0") == Check(
+        "mindspore", BROKEN, "needed by: train, generate, eval. Use pip install mindspore==2.9.0"
+    )
+    assert doctor.package("decorator", None).state == ABSENT
+    assert "tests only" in doctor.package("torch", "2.13.0").detail
+
+
+def test_another_version_is_told_and_not_refused(monkeypatch):
+    monkeypatch.setattr(doctor.metadata, "version", lambda name: "2.8.0")
+    check = doctor.package("mindspore", "2.9.0")
+    assert check == Check("mindspore", DIFFERS, "2.8.0, and only 2.9.0 is tested. Use pip install mindspore==2.9.0")
+
+
+def test_a_build_tag_is_no_other_version(monkeypatch):
+    monkeypatch.setattr(doctor.metadata, "version", lambda name: "2.13.0+cpu")
+    assert doctor.package("torch", "2.13.0").state == OK
+
+
+def test_pins_come_from_the_installed_metadata(monkeypatch):
+    requires = ["mindspore==2.9.0", "numpy", "pytest; extra == 'test'", 'torch==2.13.0; extra == "test"']
+    monkeypatch.setattr(doctor.metadata, "requires", lambda name: requires)
+    monkeypatch.setattr(doctor.metadata, "version", lambda name: "2.9.0")
+    assert [check.name for check in doctor.packages()] == ["mindspore", "numpy", "torch"]
+
+
+def test_mindmodel_itself_must_be_installed(monkeypatch):
+    def missing(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(doctor.metadata, "requires", missing)
+    assert list(doctor.packages()) == [Check("mindmodel", BROKEN, "not installed. Use pip install -e . in its folder")]
+
+
+def test_an_import_that_fails_or_hangs_is_told(monkeypatch, tmp_path):
+    fake = tmp_path / "mindspore.py"
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    fake.write_text("__version__ = '9.9'\n")
+    assert doctor.import_mindspore().detail.startswith("mindspore 9.9 in ")
+    fake.write_text("raise ImportError('libgomp.so.1 is missing')\n")
+    failed = doctor.import_mindspore()
+    assert (failed.state, "libgomp.so.1 is missing" in failed.detail) == (BROKEN, True)
+    fake.write_text("import time; time.sleep(60)\n")
+    assert doctor.import_mindspore(limit_s=0.2).detail.startswith("mindspore is not loaded after 0.2 s")
+
+
+def test_a_folder_that_is_not_there_yet_is_judged_by_the_one_above(tmp_path):
+    check = doctor.folder("cache folder", tmp_path / "a" / "b")
+    assert check.state == OK and not (tmp_path / "a").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_broken(tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor.os, "access", lambda path, mode: False)
+    assert doctor.folder("cache folder", tmp_path).detail.endswith("Set MINDMODEL_CACHE to another folder")
+    assert doctor.folder("working folder", Path(tmp_path)).state == BROKEN
+
+
+def test_little_disk_or_memory_is_broken(tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor, "MIN_DISK_BYTES", 1 << 62)
+    assert doctor.folder("working folder", tmp_path).state == BROKEN
+    monkeypatch.setattr(doctor, "MIN_MEMORY_BYTES", 1 << 62)
+    assert doctor.memory().state == BROKEN
+
+
+def test_what_is_absent_tells_which_verb_needs_it(monkeypatch):
+    monkeypatch.setattr(doctor.machine, "cpp_compiler", lambda: None)
+    monkeypatch.setattr(doctor.machine, "ascend_devices", lambda: 0)
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+    assert "needed by: native CPU kernels" in doctor.compiler().detail
+    assert "needed by: training on NPUs" in doctor.ascend().detail

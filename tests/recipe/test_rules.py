@@ -1,0 +1,154 @@
+"""Rules across sections: each says where, what is wrong and what would work."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from mindmodel.errors import LayoutError, RecipeError
+from mindmodel.recipe.rules import RULES, resolve_degrees
+
+LLAMA3 = "model.rope_scaling={type: llama3, factor: 8, low_freq_factor: 4, high_freq_factor: 4}"
+
+CASES = {
+    "data_has_one_origin": (
+        ["data.path=shards"],
+        "command line, data.path: 'data.source' is given too. Use one",
+    ),
+    "family_is_known": (
+        ["model.family=lama"],
+        "command line, model.family: 'lama' is unknown. Use llama",
+    ),
+    "family_has_the_features": (
+        ["model.qk_norm=true"],
+        "command line, model.qk_norm: 'family=llama' has qk_norm false. Use false, or leave the key out.",
+    ),
+    "rope_bands_are_ordered": (
+        [LLAMA3],
+        "command line, model.rope_scaling.high_freq_factor: must be above 'low_freq_factor=4'. Use 16.",
+    ),
+    "heads_fit": (
+        ["model.num_kv_heads=3"],
+        "command line, model.num_kv_heads: 'num_kv_heads=3' does not divide 'num_heads=4'. Use 1, 2 or 4.",
+    ),
+    "vocabulary_holds_the_tokenizer": (
+        ["model.vocab_size=500"],
+        "command line, model.vocab_size: 'vocab_size=500' is smaller than 'data.tokenizer_vocab_size=512'. Use 512 or",
+    ),
+    "batch_is_whole_sequences": (
+        ["train.tokens_per_step=100"],
+        "command line, train.tokens_per_step: 'tokens_per_step=100' is not a multiple of 'seq_len=32'. Use 96 or 128.",
+    ),
+    "batch_can_be_shared": (
+        ["parallel.micro_batches=3"],
+        "small.yaml, train.tokens_per_step: 'tokens_per_step=256' is 8 sequences of 32, which 'dp=auto' times "
+        "'micro_batches=3' cannot share evenly. Use 192 or 288.",
+    ),
+    "one_degree_is_auto": (
+        ["parallel.tp=auto"],
+        "command line, parallel.tp: 'dp' and 'tp' are auto (dp is by default). Use a number for all but one.",
+    ),
+    "tp_divides_the_model": (
+        ["parallel.tp=3"],
+        "command line, parallel.tp: 'tp=3' does not divide 'num_heads=4', 'num_kv_heads=2' or 'ffn_blocks=16'. "
+        "Use 1 or 2.",
+    ),
+    "sequence_parallel_has_tp": (
+        ["parallel.sequence_parallel=true"],
+        "command line, parallel.sequence_parallel: splits over the tp ranks, and 'tp=1'. Use false, or tp of 2 or",
+    ),
+    "cp_divides_the_sequence": (
+        ["parallel.cp=3"],
+        "command line, parallel.cp: 'cp=3' does not divide 'seq_len=32'. Use 1, 2 or 4.",
+    ),
+    "stages_hold_all_layers": (
+        ["parallel.stages=[2,3]", "parallel.pp=2", "parallel.micro_batches=2"],
+        "command line, parallel.stages: adds up to 5 layers, and 'num_layers=4'. Use numbers that add up to 4",
+    ),
+    "pipeline_is_filled": (
+        ["parallel.pp=4", "parallel.micro_batches=2"],
+        "command line, parallel.micro_batches: 'micro_batches=2' leaves stages of 'pp=4' idle all the time. Use 4",
+    ),
+    "recompute_layers_has_recompute": (
+        ["parallel.recompute_layers=1"],
+        "command line, parallel.recompute_layers: limits recompute, and 'recompute=none'. Use recompute selective",
+    ),
+    "warmup_ends_before_the_run": (
+        ["optim.warmup_steps=100"],
+        "command line, optim.warmup_steps: 'warmup_steps=100' is not below 'train.steps=100'. Use 10 or less than 100.",
+    ),
+    "stop_is_within_the_run": (
+        ["train.stop_at=101"],
+        "command line, train.stop_at: 'stop_at=101' is beyond 'steps=100'. Use 100 or less.",
+    ),
+    "cpu_computes_in_float32": (
+        ["runtime.device=cpu", "train.compute_dtype=bfloat16"],
+        "command line, train.compute_dtype: 'bfloat16' has no matmul with 'runtime.device=cpu'. Use float32.",
+    ),
+    "kept_checkpoints_are_written": (
+        ["checkpoint.every=10", "checkpoint.keep_every=15"],
+        "command line, checkpoint.keep_every: 'keep_every=15' meets no checkpoint of 'every=10'. Use a multiple of 10.",
+    ),
+}
+
+MORE_CASES = [
+    (["data.source=null"], "data.source: no data. Use data.source=stdlib, or a text file"),
+    (["data.source=[]"], "data.source: is empty. Use stdlib, a file, a folder, a glob"),
+    (["model.head_size=15"], "model.head_size: '15' is odd, and rotary embedding turns pairs. Use 14 or 16."),
+    (["model.num_heads=6"], "model.head_size: 'num_heads=6' does not divide 'hidden_size=64'. Use another of the two"),
+    (["model.vocab_size=513", "parallel.tp=2"], "'tp=2' does not divide 'vocab_size=513'. Use 1."),
+    (["parallel.pp=8", "parallel.micro_batches=8"], "'pp=8' leaves stages without a layer: 'num_layers=4'. Use 4 or"),
+    (["parallel.stages=[2,2]"], "parallel.stages: names 2 stages, and 'pp=1'. Use 1 numbers, or pp=2."),
+    (["checkpoint.keep_every=15"], "'keep_every=15' meets no checkpoint of 'every=0'. Use 0, or give checkpoint"),
+]
+
+
+def test_every_rule_has_a_case():
+    assert set(CASES) == {rule.__name__ for rule in RULES}
+
+
+@pytest.mark.parametrize("overrides, message", [*CASES.values(), *MORE_CASES], ids=[*CASES, *map(str, range(8))])
+def test_a_broken_rule_says_where_what_and_what_would_work(load, overrides, message):
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        load(*overrides)
+
+
+def test_all_broken_rules_come_at_once(load):
+    with pytest.raises(RecipeError) as error:
+        load("parallel.tp=3", "parallel.cp=3", "train.stop_at=101")
+    assert len(str(error.value).splitlines()) == 3
+
+
+def test_qwen3_has_qk_norm_by_itself(load):
+    assert load("model.family=qwen3").model.qk_norm is True
+
+
+def test_the_auto_degree_takes_the_devices_that_are_left(load):
+    recipe = load("parallel.tp=2", "parallel.pp=2", "parallel.micro_batches=2")
+    assert resolve_degrees(recipe, 8).parallel.dp == 2
+    assert resolve_degrees(load(), 1).parallel.dp == 1
+
+
+def test_any_degree_may_be_the_auto_one(load):
+    recipe = load("parallel.dp=2", "parallel.tp=auto")
+    assert resolve_degrees(recipe, 4).parallel.tp == 2
+
+
+def test_degrees_that_cannot_make_the_devices_are_refused_with_layouts_that_can(load):
+    recipe = load("parallel.dp=2", "parallel.tp=2")
+    with pytest.raises(LayoutError, match=r"pp=1 \* dp=2 \* cp=1 \* tp=2 cannot be 8 devices") as error:
+        resolve_degrees(recipe, 8)
+    assert str(error.value).startswith("recipe 'small', parallel: ")
+    assert "Use pp=1 dp=2 cp=2 tp=2, pp=1 dp=4 cp=1 tp=2" in str(error.value)
+
+
+def test_an_auto_degree_that_breaks_a_rule_is_refused_with_layouts_that_work(load):
+    with pytest.raises(LayoutError, match="parallel.tp: 'tp=4' does not divide 'num_kv_heads=2'. Use 1 or 2") as error:
+        resolve_degrees(load("parallel.dp=1", "parallel.tp=auto"), 4)
+    assert "pp=1 dp=1 cp=2 tp=2" in str(error.value)
+
+
+def test_a_number_of_devices_that_no_layout_fits_is_said(load):
+    with pytest.raises(LayoutError, match="No layout of that many devices fits this model and batch"):
+        resolve_degrees(load(), 7)

@@ -1,0 +1,114 @@
+"""A cluster's recipe on one device, and small."""
+
+from __future__ import annotations
+
+import pytest
+
+from mindmodel.recipe.load import load_recipe
+from mindmodel.recipe.rules import faults_of
+from mindmodel.recipe.shrink import shrink, single
+
+CLUSTER = """\
+model:
+  family: llama
+  hidden_size: 4096
+  num_layers: 34
+  num_heads: 32
+  num_kv_heads: 8
+  ffn_size: 14336
+  vocab_size: 128256
+  tied_embeddings: true
+  rope_scaling: {type: llama3, factor: 8, original_max_position_embeddings: 8192}
+data: {path: data/corpus, tokenizer: tokenizers/llama, seq_len: 8192}
+parallel:
+  {dp: 2, tp: 4, pp: 4, micro_batches: 8, stages: [8, 9, 9, 8], sequence_parallel: true, shard_optimizer: states,
+   recompute: full, recompute_layers: 4}
+train: {steps: 10000, tokens_per_step: 4_194_304, compute_dtype: bfloat16, z_loss: 1e-4, init_from: runs/old}
+optim: {warmup_steps: 500}
+checkpoint: {every: 500, keep_every: 2000}
+runtime: {device: ascend, output: /scratch/big}
+"""
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    path = tmp_path / "cluster.yaml"
+    path.write_text(CLUSTER)
+    return load_recipe(path)
+
+
+def test_single_puts_every_degree_to_one_and_keeps_the_model(cluster):
+    recipe, changes = single(cluster)
+    parallel = recipe.parallel
+    assert (parallel.dp, parallel.tp, parallel.pp, parallel.cp, parallel.stages) == (1, 1, 1, 1, None)
+    assert (parallel.sequence_parallel, parallel.shard_optimizer) == (False, "none")
+    assert recipe.model == cluster.model
+    assert recipe.train.compute_dtype == "float32"
+    assert "parallel.stages: [8, 9, 9, 8] -> not set" in changes
+    assert "runtime.device: ascend -> auto" in changes
+
+
+def test_single_keeps_what_the_user_typed(cluster):
+    assert single(cluster, keep={"train.compute_dtype"})[0].train.compute_dtype == "bfloat16"
+
+
+def test_shrink_keeps_the_structure(cluster):
+    recipe, _ = shrink(cluster)
+    old, new = cluster.model, recipe.model
+    assert new.num_heads // new.num_kv_heads == old.num_heads // old.num_kv_heads
+    assert new.hidden_size == new.num_heads * new.head_size
+    assert new.ffn_size / new.hidden_size == old.ffn_size / old.hidden_size
+    assert new.tied_embeddings and new.rope_scaling.type == "llama3"
+    assert recipe.parallel.stages == (2, 3, 3, 2) and new.num_layers == 10
+    assert recipe.parallel.micro_batches == 8
+    assert recipe.parallel.tp == 4 and recipe.parallel.sequence_parallel
+    assert recipe.train.z_loss == 1e-4
+
+
+def test_shrink_makes_the_sizes_small(cluster):
+    recipe, changes = shrink(cluster)
+    assert recipe.model.hidden_size <= 256 and recipe.model.vocab_size == 512
+    assert recipe.data.seq_len == 64 and recipe.sequences_per_step == 2 * 8 * 4
+    assert (recipe.train.steps, recipe.optim.warmup_steps) == (20, 1)
+    assert (recipe.checkpoint.every, recipe.checkpoint.keep_every) == (5, 20)
+    assert recipe.parallel.recompute_layers == 1
+    assert recipe.model.rope_scaling.original_max_position_embeddings == 64
+    assert "model.num_layers: 34 -> 10" in changes
+
+
+def test_shrink_needs_no_file_and_touches_no_other_run(cluster):
+    recipe, _ = shrink(cluster)
+    assert (recipe.data.source, recipe.data.path, recipe.data.tokenizer) == (("stdlib",), None, "train")
+    assert recipe.train.init_from is None
+    assert recipe.output == "runs/cluster_small"
+
+
+def test_shrink_keeps_data_that_the_user_typed(cluster):
+    recipe, _ = shrink(cluster, keep={"data.path"})
+    assert (recipe.data.path, recipe.data.tokenizer) == ("data/corpus", "tokenizers/llama")
+    assert recipe.model.vocab_size == cluster.model.vocab_size
+
+
+def test_what_depends_on_a_kept_key_follows_it(cluster):
+    recipe, _ = shrink(cluster, keep={"data.seq_len"})
+    assert recipe.data.seq_len == 8192
+    assert recipe.train.tokens_per_step == 8192 * recipe.sequences_per_step
+
+
+@pytest.mark.parametrize("change", [single, shrink, lambda recipe: shrink(single(recipe)[0])])
+def test_the_result_passes_all_rules(cluster, change):
+    assert faults_of(change(cluster)[0]) == []
+
+
+def test_shrinking_never_makes_anything_larger(load):
+    old = load("model.num_layers=1", "model.head_size=8", "data.seq_len=16", "train.steps=3")
+    new, _ = shrink(old)
+    for key in ("num_layers", "head_size", "hidden_size", "ffn_size"):
+        assert getattr(new.model, key) <= getattr(old.model, key)
+    assert (new.data.seq_len, new.train.steps) == (16, 3)
+    assert new.train.tokens_per_step <= old.train.tokens_per_step
+
+
+def test_uneven_default_stages_stay_uneven(load):
+    recipe = load("model.num_layers=9", "parallel.pp=4", "parallel.micro_batches=4")
+    assert shrink(recipe)[0].model.num_layers == 2 * 4 + 1
