@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Callable
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
@@ -11,3 +12,27 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="put on top, such as train.steps=20")
     parser.add_argument("--single", action="store_true", help="all parallel degrees 1: runs on one device")
     parser.add_argument("--shrink", action="store_true", help="the same structure in small sizes")
+
+
+def at_least(smallest: int) -> Callable[[str], int]:
+    """An argparse type: a whole number with a lower bound."""
+
+    def whole_number(text: str) -> int:
+        value = int(text)
+        if value < smallest:
+            raise argparse.ArgumentTypeError(f"{value} is less than {smallest}")
+        return value
+
+    return whole_number
+
+
+def number_between(smallest: float, largest: float) -> Callable[[str], float]:
+    """An argparse type: a number within bounds, which are allowed themselves."""
+
+    def number(text: str) -> float:
+        value = float(text)
+        if not smallest <= value <= largest:
+            raise argparse.ArgumentTypeError(f"{text} is not between {smallest} and {largest}")
+        return value
+
+    return number

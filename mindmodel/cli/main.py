@@ -1,4 +1,4 @@
-"""The command `mindmodel`: finds the verb, imports only that verb's file, turns errors into one message and an exit code."""
+"""The command `mindmodel`: finds the verb, imports only its file, turns errors into one message and an exit code."""
 
 from __future__ import annotations
 
@@ -34,9 +34,11 @@ def _parse(verb: str, arguments: Sequence[str]) -> argparse.Namespace:
         prog=f"mindmodel {verb}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     module.add_arguments(parser)
-    for leaf in [parser, *getattr(parser, "leaves", [])]:
+    leaves = getattr(parser, "leaves", None)
+    for leaf in leaves or [parser]:
         leaf.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    args = parser.parse_args(arguments)
+    # key=value may stand behind an option; argparse can do that only where a verb has no subcommands
+    args = parser.parse_args(arguments) if leaves else parser.parse_intermixed_args(arguments)
     args.run = module.run
     return args
 

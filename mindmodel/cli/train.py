@@ -95,7 +95,8 @@ def _report(opened: OpenedRun, training, terminal: Terminal) -> None:
     ids = prompt_ids(corpus.tokenizer, SAMPLE_PROMPT)
     generator = Generator(training.decoder, recipe.model, corpus.tokenizer.vocab_size, len(ids) + SAMPLE_TOKENS)
     with terminal.working("compiling the generation graph"), training.runtime.cache.compiling():
-        text = "".join(continue_text(generator, corpus.tokenizer, ids, SAMPLE_TOKENS, Sampling(seed=recipe.train.seed)))
+        generator.compile(ids)
+    text = "".join(continue_text(generator, corpus.tokenizer, ids, SAMPLE_TOKENS, Sampling(seed=recipe.train.seed)))
     terminal.say(f"sample:\n{SAMPLE_PROMPT}{text}\n")
     _next_commands(terminal, opened.folder.path)
 

@@ -93,6 +93,7 @@ def from_hf(folder: Path, run: Path) -> Written:
         run: a new or empty folder.
 
     Raises:
+        CheckpointError: if `run` cannot be written.
         ConversionError: if the folder is incomplete or damaged, its model is beyond what the decoder can do, or `run`
             is taken.
     """
@@ -188,7 +189,8 @@ def _fill_run(run: RunFolder, recipe: Recipe, weights: Mapping[str, LazyTensor],
     _copy_files(source, run.huggingface, (CONFIG, GENERATION_CONFIG))
     _copy_files(source, run.tokenizer, TOKENIZER_FILES)
     write_text_safely(run.recipe_file, recipe_to_yaml(recipe))
-    return sorted(path.name for path in run.path.iterdir()) + [str(checkpoint.relative_to(run.path))]
+    parts = [path for path in run.path.iterdir() if path != run.checkpoints]
+    return sorted(str(path.relative_to(run.path)) for path in (*parts, checkpoint))
 
 
 def _written(path: Path, files: Iterable[str], tensors: Mapping[str, LazyTensor]) -> Written:

@@ -70,6 +70,15 @@ class Generator:
         self._graph.set_train(False)
         self._vocab_size, self._num_sequences = vocab_size, num_sequences
 
+    def compile(self, prompt: Sequence[int]) -> None:
+        """Compile the graphs for prompts of this length, so that the first token does not seem slow."""
+        for num_new in (self._padded(len(prompt)), 1):
+            zeros = [Tensor(np.zeros(shape, np.int32)) for shape in ((self._num_sequences, num_new), num_new, self._num_sequences)]
+            self._graph.compile(*zeros)
+
+    def _padded(self, length: int) -> int:
+        return min(-(-length // PROMPT_STEP) * PROMPT_STEP, self._num_slots)
+
     def _logits(self, ids: np.ndarray, start: int, length: int) -> np.ndarray:
         """Logits after the first `length` of the new tokens ids [B, n], which begin at position `start`."""
         num_new = ids.shape[1]
@@ -89,7 +98,7 @@ class Generator:
         ids = self._checked(prompts, num_tokens)
         generator = np.random.default_rng(sampling.seed)
         length = ids.shape[1]
-        padded = np.zeros((len(ids), min(-(-length // PROMPT_STEP) * PROMPT_STEP, self._num_slots)), np.int32)
+        padded = np.zeros((len(ids), self._padded(length)), np.int32)
         padded[:, :length] = ids
         logits, ended = self._logits(padded, 0, length), np.zeros(len(ids), bool)
         for position in range(length, length + num_tokens):

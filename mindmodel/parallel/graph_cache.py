@@ -12,7 +12,6 @@ import fcntl
 import hashlib
 import json
 import os
-import platform
 import shutil
 import sys
 import tempfile
@@ -23,27 +22,15 @@ from typing import Iterator, Optional
 
 from mindmodel.errors import MindModelError
 from mindmodel.files import read_json, sha256_of, write_text_safely
+from mindmodel.machine import cache_folder, cpu_features
 
 MANIFEST = "manifest.json"
 COMPILE_LOG = "compile.log"
 
 
-def cache_folder() -> Path:
-    """`$MINDMODEL_CACHE`, else `~/.cache/mindmodel`."""
-    return Path(os.environ.get("MINDMODEL_CACHE") or Path.home() / ".cache" / "mindmodel")
-
-
-def _cpu_flags() -> str:
-    """Kernels are built for the machine's own instruction set."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
-
-
 def _key() -> str:
-    return hashlib.sha256(f"{version('mindspore')} {_cpu_flags()}".encode()).hexdigest()[:16]
+    """Kernels are built by one version of MindSpore for the machine's own instruction set."""
+    return hashlib.sha256(f"{version('mindspore')} {sorted(cpu_features())}".encode()).hexdigest()[:16]
 
 
 class GraphCache:

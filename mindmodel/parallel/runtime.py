@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import time
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ import numpy as np
 from mindspore import Tensor, ops
 
 from mindmodel.errors import LayoutError
+from mindmodel.machine import ascend_devices, usable_cores
 from mindmodel.parallel.graph_cache import GraphCache
 from mindmodel.recipe.schema import RuntimeSection
 
@@ -51,7 +51,7 @@ def start_runtime(runtime: RuntimeSection) -> Runtime:
     ms.set_context(mode=ms.GRAPH_MODE)
     device = _set_device(runtime.device)
     ms.set_recursion_limit(20000)  # deep decoders nest deeper than the default
-    threads = runtime.threads or len(os.sched_getaffinity(0))
+    threads = runtime.threads or usable_cores()
     graph_kernels = device == "CPU" and importlib.util.find_spec("decorator") is not None
     if graph_kernels:
         ms.set_context(enable_graph_kernel=True)
@@ -64,10 +64,11 @@ def start_runtime(runtime: RuntimeSection) -> Runtime:
 
 def _set_device(asked: str) -> str:
     """`auto` is the Ascend device where there is one."""
-    has_ascend = os.path.exists("/dev/davinci0") or os.path.exists("/dev/davinci_manager")
+    has_ascend = ascend_devices() > 0
     if asked == "ascend" and not has_ascend:
         raise LayoutError(
-            "runtime.device: 'ascend' is asked for and this machine has no Ascend device (/dev/davinci*). Use cpu or auto."
+            "runtime.device: 'ascend' is asked for and this machine has no Ascend device (/dev/davinci*). "
+            "Use cpu or auto."
         )
     device = "Ascend" if has_ascend and asked != "cpu" else "CPU"
     ms.set_device(device)

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any, Iterable, Sequence, Union, cast
 
 from mindmodel.errors import RecipeError
-from mindmodel.recipe.dump import describe, differences, recipe_to_dict, recipe_to_yaml
-from mindmodel.recipe.resume import resume_changes, resume_conflicts
+from mindmodel.recipe.dump import recipe_to_dict, recipe_to_yaml
 from mindmodel.recipe.rules import faults_of, with_defaults
 from mindmodel.recipe.schema import SECTIONS, Recipe
 from mindmodel.recipe.shrink import shrink as shrunk
@@ -17,17 +16,7 @@ from mindmodel.recipe.shrink import single as on_one_device
 from mindmodel.recipe.text import parse, read_mapping, show
 from mindmodel.recipe.values import Fault, Refused, build, nearest
 
-__all__ = [
-    "describe",
-    "differences",
-    "load_recipe",
-    "load_run_recipe",
-    "load_with_changes",
-    "recipe_to_dict",
-    "recipe_to_yaml",
-    "resume_changes",
-    "resume_conflicts",
-]
+__all__ = ["load_recipe", "load_run_recipe", "load_with_changes", "recipe_to_dict", "recipe_to_yaml"]
 
 PathLike = Union[str, Path]
 

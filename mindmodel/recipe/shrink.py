@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import AbstractSet, Any
+from typing import AbstractSet, Any, Callable
 
 from mindmodel.recipe.dump import describe, differences
 from mindmodel.recipe.schema import Recipe
@@ -66,51 +66,61 @@ def _degree(recipe: Recipe, name: str) -> int:
     return 1 if value == "auto" else value
 
 
-def _heads(recipe: Recipe) -> Keys:
-    """Few KV heads that tp still divides; the same number of query heads on each."""
-    model, tp = recipe.model, recipe.parallel.tp
-    all_kv_heads = model.num_kv_heads or model.num_heads
-    kv_heads = all_kv_heads if tp == "auto" else min(all_kv_heads, max(2, tp))
-    return {
-        "model.num_kv_heads": kv_heads,
-        "model.num_heads": kv_heads * (model.num_heads // all_kv_heads),
-        "model.head_size": min(model.head_size or HEAD_SIZE, HEAD_SIZE),
-    }
+def _kv_heads(old: Recipe, new: Recipe) -> Keys:
+    """Few KV heads that tp still divides."""
+    kv_heads, tp = old.model.num_kv_heads or old.model.num_heads, old.parallel.tp
+    few = kv_heads if tp == "auto" else min(kv_heads, max(2, tp))
+    return {"model.num_kv_heads": few, "model.head_size": min(old.model.head_size or HEAD_SIZE, HEAD_SIZE)}
+
+
+def _heads(old: Recipe, new: Recipe) -> Keys:
+    """As many query heads on each KV head as before."""
+    kv_heads, few = old.model.num_kv_heads or old.model.num_heads, new.model.num_kv_heads or 1
+    return {"model.num_heads": few * (old.model.num_heads // kv_heads)}
 
 
 def _widths(old: Recipe, new: Recipe) -> Keys:
     """Hidden size in the old proportion to the heads, feed-forward size in the old proportion to it."""
-    heads_width = new.model.num_heads * (new.model.head_size or HEAD_SIZE)
-    old_width = old.model.num_heads * (old.model.head_size or HEAD_SIZE)
-    hidden = min(old.model.hidden_size, _multiple(heads_width * old.model.hidden_size / old_width, 16))
+    width, old_width = (recipe.model.num_heads * (recipe.model.head_size or HEAD_SIZE) for recipe in (new, old))
+    hidden = min(old.model.hidden_size, _multiple(width * old.model.hidden_size / old_width, 16))
     ffn = _multiple(hidden * old.model.ffn_size / old.model.hidden_size, 16)
     return {"model.hidden_size": hidden, "model.ffn_size": min(old.model.ffn_size, ffn)}
 
 
-def _layers(recipe: Recipe) -> Keys:
+def _layers(old: Recipe, new: Recipe) -> Keys:
     """Two layers a stage; uneven stages stay uneven, in the same order of size."""
-    layers, stages, pp = recipe.model.num_layers, recipe.parallel.stages, _degree(recipe, "pp")
+    layers, stages, pp = old.model.num_layers, old.parallel.stages, _degree(old, "pp")
     keys: Keys = {"model.num_layers": min(layers, LAYERS_PER_STAGE * pp + layers % pp)}
     if stages is not None:
         rank = {size: place for place, size in enumerate(sorted(set(stages)))}
         small = tuple(min(size, LAYERS_PER_STAGE + rank[size]) for size in stages)
         keys = {"model.num_layers": sum(small), "parallel.stages": small}
-    if recipe.parallel.recompute_layers is not None:
-        keys["parallel.recompute_layers"] = min(recipe.parallel.recompute_layers, 1)
+    if old.parallel.recompute_layers is not None:
+        keys["parallel.recompute_layers"] = min(old.parallel.recompute_layers, 1)
     return keys
 
 
-def _text(recipe: Recipe, keep: AbstractSet[str]) -> Keys:
-    """Python's own library and a tokenizer trained on it: always there. Data typed by the user stays."""
-    if keep & {"data.source", "data.path", "data.tokenizer"}:
+def _text(old: Recipe, new: Recipe) -> Keys:
+    """Python's own library and a tokenizer trained on it: always there."""
+    return {
+        "data.source": ("stdlib",),
+        "data.path": None,
+        "data.tokenizer": "train",
+        "data.tokenizer_vocab_size": min(old.data.tokenizer_vocab_size, MAX_VOCAB_SIZE),
+    }
+
+
+def _vocabulary(old: Recipe, new: Recipe) -> Keys:
+    """The trained tokenizer's size, padded for tp; left to the tokenizer where it was."""
+    if old.model.vocab_size is None or new.data.tokenizer != "train":
         return {}
-    size = min(recipe.data.tokenizer_vocab_size, MAX_VOCAB_SIZE)
-    keys: Keys = {"data.source": ("stdlib",), "data.path": None, "data.tokenizer": "train"}
-    keys["data.tokenizer_vocab_size"] = size
-    if recipe.model.vocab_size is not None:
-        tp = _degree(recipe, "tp")
-        keys["model.vocab_size"] = min(recipe.model.vocab_size, math.ceil(size / tp) * tp)
-    return keys
+    tp = _degree(old, "tp")
+    return {"model.vocab_size": math.ceil(new.data.tokenizer_vocab_size / tp) * tp}
+
+
+def _seq_len(old: Recipe, new: Recipe) -> Keys:
+    cp = _degree(old, "cp")
+    return {"data.seq_len": min(old.data.seq_len, cp * max(2, MAX_SEQ_LEN // cp))}
 
 
 def _batch(old: Recipe, new: Recipe) -> Keys:
@@ -118,11 +128,6 @@ def _batch(old: Recipe, new: Recipe) -> Keys:
     share = _degree(old, "dp") * old.parallel.micro_batches
     sequences = share * min(MAX_SEQUENCES, max(1, old.sequences_per_step // share))
     return {"train.tokens_per_step": sequences * new.data.seq_len}
-
-
-def _seq_len(recipe: Recipe) -> Keys:
-    cp = _degree(recipe, "cp")
-    return {"data.seq_len": min(recipe.data.seq_len, cp * max(2, MAX_SEQ_LEN // cp))}
 
 
 def _rope(old: Recipe, new: Recipe) -> Keys:
@@ -136,20 +141,46 @@ def _rope(old: Recipe, new: Recipe) -> Keys:
 
 
 def _length(old: Recipe, new: Recipe) -> Keys:
+    """A short run of fresh weights in a folder of its own."""
+    return {"train.steps": min(old.train.steps, MAX_STEPS), "train.init_from": None, "runtime.output": None}
+
+
+def _intervals(old: Recipe, new: Recipe) -> Keys:
     """Every number of steps in the old proportion to the run."""
 
     def scaled(steps: int, least: int = 1) -> int:
         return min(steps, max(least, round(steps * new.train.steps / old.train.steps)))
 
-    every = scaled(old.checkpoint.every, MIN_INTERVAL)
     return {
         "train.stop_at": old.train.stop_at and scaled(old.train.stop_at),
         "train.eval_every": scaled(old.train.eval_every, MIN_INTERVAL),
         "optim.warmup_steps": min(scaled(old.optim.warmup_steps), new.train.steps - 1),
-        "checkpoint.every": every,
-        "checkpoint.keep_every": every and every * (old.checkpoint.keep_every // old.checkpoint.every),
+        "checkpoint.every": scaled(old.checkpoint.every, MIN_INTERVAL),
         "log.every": scaled(old.log.every),
     }
+
+
+def _kept_for_ever(old: Recipe, new: Recipe) -> Keys:
+    """The same share of all checkpoints."""
+    every = old.checkpoint.every
+    return {"checkpoint.keep_every": new.checkpoint.every * (old.checkpoint.keep_every // every) if every else 0}
+
+
+PARTS: tuple[Callable[[Recipe, Recipe], Keys], ...] = (
+    _kv_heads,
+    _heads,
+    _widths,
+    _layers,
+    _text,
+    _vocabulary,
+    _seq_len,
+    _batch,
+    _rope,
+    _length,
+    _intervals,
+    _kept_for_ever,
+)
+"""What shrinks, in this order: each part sees the recipe as it was, and as the parts before it have made it."""
 
 
 def shrink(recipe: Recipe, keep: AbstractSet[str] = frozenset()) -> tuple[Recipe, tuple[str, ...]]:
@@ -162,15 +193,15 @@ def shrink(recipe: Recipe, keep: AbstractSet[str] = frozenset()) -> tuple[Recipe
 
     Args:
         recipe: a checked recipe.
-        keep: dotted keys that stay as they are.
+        keep: dotted keys that stay as they are; what depends on them follows. Data or tokenizer keep each other.
 
     Returns:
         The recipe, and one line `key: old -> new` for each change.
     """
-    small = _apply(recipe, _heads(recipe) | _layers(recipe) | _text(recipe, keep) | _seq_len(recipe), keep)
-    fresh: Keys = {"train.steps": min(recipe.train.steps, MAX_STEPS), "train.init_from": None, "runtime.output": None}
-    small = _apply(small, fresh | _for_any_device(recipe), keep)
-    for dependent in (_widths, _batch, _rope, _length):
-        small = _apply(small, dependent(recipe, small), keep)
+    if keep & {"data.source", "data.path", "data.tokenizer"}:
+        keep = keep | {"data.source", "data.path", "data.tokenizer", "data.tokenizer_vocab_size", "model.vocab_size"}
+    small = _apply(recipe, _for_any_device(recipe), keep)
+    for part in PARTS:
+        small = _apply(small, part(recipe, small), keep)
     small = dataclasses.replace(small, name=f"{recipe.name}_small")
     return small, (f"name: {recipe.name} -> {small.name}", *describe(differences(recipe, small)))

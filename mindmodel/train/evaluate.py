@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Iterable, Optional
+from typing import Iterable
 
+import numpy as np
 from mindspore import Tensor
 
 from mindmodel.data.loader import Batch
@@ -25,11 +26,17 @@ class Evaluation:
         return math.exp(min(self.loss, 700.0))
 
 
-def evaluate(network: DecoderLoss, batches: Iterable[Batch]) -> Optional[Evaluation]:
-    """Mean over all labels that count; None when there are none. All batches must have one shape."""
+def compile_evaluation(network: DecoderLoss, num_sequences: int, seq_len: int) -> None:
+    """Compile for batches of this shape, so that the first one does not seem slow."""
+    shape = Tensor(np.zeros((num_sequences, seq_len), np.int32))
+    network.compile(shape, shape)
+
+
+def evaluate(network: DecoderLoss, batches: Iterable[Batch]) -> Evaluation:
+    """Mean over all labels that count, of which there must be one. All batches must have one shape."""
     total, tokens = 0.0, 0
     for batch in batches:
         _, entropy = network(Tensor(batch.ids), Tensor(batch.labels))
         total += float(entropy.asnumpy())
         tokens += int((batch.labels >= 0).sum())
-    return Evaluation(loss=total / tokens, tokens=tokens) if tokens else None
+    return Evaluation(loss=total / tokens, tokens=tokens)

@@ -20,7 +20,7 @@ from mindmodel.parallel.runtime import Runtime, peak_flops
 from mindmodel.recipe.dump import recipe_to_dict
 from mindmodel.recipe.estimate import FLOP_FORMULA, estimate
 from mindmodel.terminal import Terminal, duration
-from mindmodel.train.evaluate import Evaluation, evaluate
+from mindmodel.train.evaluate import Evaluation, compile_evaluation, evaluate
 from mindmodel.train.init_from import initial_weights
 from mindmodel.train.metrics import Metrics, Utilisation
 from mindmodel.train.optim import AdamW
@@ -47,7 +47,8 @@ class Training:
     def __init__(self, opened: OpenedRun, runtime: Runtime, terminal: Terminal) -> None:
         self.opened, self.runtime, self.terminal = opened, runtime, terminal
         recipe = self.recipe = opened.recipe
-        self.step, self.saved_step = opened.step, opened.step if opened.checkpoint else None
+        self.step = opened.step
+        self.saved_step = opened.step if opened.checkpoint else None
         self.evaluation: Optional[Evaluation] = None
         self.batches = TrainBatches(opened.corpus.train, recipe.data.seq_len, recipe.train.seed)
         self.decoder = Decoder(recipe.model, recipe.data.seq_len, recipe.train.compute_dtype)
@@ -88,7 +89,8 @@ class Training:
             if self.step == self.opened.step + 1:
                 stopper.begin()
                 window = Window(self)  # the first step compiled the graph
-            self._show(loss, window)
+            else:
+                self._show(loss, window)
             if self.step % recipe.log.every == 0 or self.step == recipe.train.steps:
                 metrics.write(self.step, {"loss": loss, "lr": lr, "grad_norm": norm, **window.scalars()})
                 window = Window(self)
@@ -134,19 +136,18 @@ class Training:
         self.terminal.progress(self.step, self.recipe.train.steps, details)
 
     def evaluate(self, metrics: Metrics) -> None:
-        """Held-out loss, as a row of the metrics."""
-        recipe = self.recipe
-        count = max(1, recipe.sequences_per_step // recipe.parallel.micro_batches)
-        batches = heldout_batches(self.opened.corpus.heldout, recipe.data.seq_len, count)
+        """Held-out loss, as a row of the metrics; nothing if nothing is held out."""
+        recipe, heldout = self.recipe, self.opened.corpus.heldout
+        if heldout.num_tokens < 2:
+            return
+        count, seq_len = max(1, recipe.sequences_per_step // recipe.parallel.micro_batches), recipe.data.seq_len
         if self.evaluation is None:
             with self.terminal.working("compiling the evaluation graph"), self.runtime.cache.compiling():
-                shape = np.zeros((count, recipe.data.seq_len), np.int32)
-                self.eval_network.compile(Tensor(shape), Tensor(shape))
+                compile_evaluation(self.eval_network, count, seq_len)
         self.terminal.status(f"{self.step}/{recipe.train.steps} evaluating on held-out documents")
-        self.evaluation = evaluate(self.eval_network, batches)
-        if self.evaluation is not None:
-            metrics.write(self.step, {"eval_loss": self.evaluation.loss, "eval_tokens": self.evaluation.tokens})
-            self.terminal.say(f"step {self.step}: held-out loss {self.evaluation.loss:.4f}")
+        self.evaluation = evaluate(self.eval_network, heldout_batches(heldout, seq_len, count))
+        metrics.write(self.step, {"eval_loss": self.evaluation.loss, "eval_tokens": self.evaluation.tokens})
+        self.terminal.say(f"step {self.step}: held-out loss {self.evaluation.loss:.4f}")
 
     def save(self) -> None:
         """Write a checkpoint of this step, unless it was written already."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Iterable, Mapping
+from typing import Iterable, Mapping, Optional
 
 import numpy as np
 from mindspore import Parameter, Tensor
 
+from mindmodel.checkpoint.load import Checkpoint
 from mindmodel.errors import CheckpointError
+from mindmodel.models.decoder import Decoder
+from mindmodel.recipe.schema import Recipe
 
 SHOWN_DIFFERENCES = 20
 
@@ -42,3 +45,14 @@ def fill(parameters: Iterable[Parameter], arrays: Mapping[str, np.ndarray], wher
         raise CheckpointError(f"{where}: does not fit this recipe's model: {shown}. Use the recipe it was made with.")
     for name, parameter in named.items():
         parameter.set_data(Tensor(np.array(arrays[name], dtype=np.float32)))
+
+
+def load_decoder(recipe: Recipe, checkpoint: Checkpoint, seq_len: Optional[int] = None) -> Decoder:
+    """The decoder of a run, float32, with the weights of one of its checkpoints.
+
+    Args:
+        seq_len: tokens of a sequence; default the recipe's.
+    """
+    decoder = Decoder(recipe.model, seq_len or recipe.data.seq_len)
+    fill(decoder.trainable_params(), checkpoint.weights(), str(checkpoint.path))
+    return decoder

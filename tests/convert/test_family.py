@@ -54,14 +54,14 @@ def test_a_new_file_is_all_that_a_new_family_needs(tmp_path, monkeypatch):
 
 
 def test_an_unknown_family_names_the_nearest():
-    with pytest.raises(RecipeError, match="model.family: 'lama' is unknown. Did you mean 'llama'\\? Use one of llama, q"):
+    with pytest.raises(RecipeError, match="model.family: 'lama' is unknown. Did you mean 'llama'\\? Use one"):
         find_family("lama")
     with pytest.raises(RecipeError, match="model.family: '../x' is unknown. Use one of"):
         find_family("../x")
 
 
 def test_finding_a_family_does_not_import_mindspore():
-    code = "import sys; from mindmodel.models.family import *; find_family('qwen3'); print('mindspore' in sys.modules)"
+    code = "import sys, mindmodel.models.family as f; f.find_family('qwen3'); print('mindspore' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
 
 
@@ -103,8 +103,9 @@ def test_entries_that_are_left_out_have_the_defaults_of_transformers():
         written = {**sizes, "vocab_size": 10, "architectures": [find_family(name).architecture]}
         filled = {**config_class(**written).to_dict(), "architectures": written["architectures"]}
         assert read(written, name) == read(filled, name)
-    assert (read(written, "qwen3").head_size, read(written, "qwen3").num_kv_heads) == (128, 32)
-    assert (read(written | {"architectures": None}).head_size, read(written | {"architectures": None}).num_kv_heads) == (16, 4)
+    for name, sizes in {"qwen3": (128, 32), "llama": (16, 4)}.items():
+        model = read({**written, "architectures": None}, name)
+        assert (model.head_size, model.num_kv_heads) == sizes
 
 
 def test_rope_parameters_of_newer_files_are_understood():
@@ -142,8 +143,8 @@ def test_what_the_decoder_cannot_compute_is_refused_by_name(name, entry, value):
 @pytest.mark.parametrize(
     "scaling, fault",
     [
-        ({"rope_type": "yarn", "factor": 2.0}, "rope_scaling: .*yarn.* is not supported. Known types are default, lin"),
-        ({"rope_type": "default", "partial_rotary_factor": 0.5}, "is not supported. Known types are default"),
+        ({"rope_type": "yarn", "factor": 2.0}, "rope_scaling: .*yarn.* is not supported. Known types are default, "),
+        ({"rope_type": "default", "partial_rotary_factor": 0.5}, "rope_scaling: .* is not supported. Known types"),
         ({"rope_type": "linear", "factor": 2.0, "beta": 1}, "rope_scaling.beta: unknown key"),
         ({"rope_type": "linear"}, "rope_scaling.factor: is missing"),
         ("linear", "rope_scaling: 'linear' is not a mapping"),
@@ -155,19 +156,19 @@ def test_unknown_rope_scaling_is_refused(scaling, fault):
 
 
 def test_ill_typed_and_missing_entries_are_named_as_in_the_file():
-    config = make_config() | {"num_hidden_layers": "2", "vocab_size": 0}
+    config = make_config() | {"num_hidden_layers": 2.5, "vocab_size": 0}
     del config["intermediate_size"]
     with pytest.raises(ConversionError) as caught:
         read(config)
-    for entry in ("num_hidden_layers: '2' does not fit", "vocab_size: '0' does not fit", "intermediate_size: is missing"):
-        assert f"hf/config.json, {entry}" in str(caught.value)
+    for fault in ("num_hidden_layers: '2.5' does not fit", "vocab_size: '0' does not", "intermediate_size: is missing"):
+        assert f"hf/config.json, {fault}" in str(caught.value)
     with pytest.raises(ConversionError, match="vocab_size: is missing. Use the rows of the embedding"):
         read(make_config() | {"vocab_size": None})
 
 
 def test_the_family_follows_from_the_model_type():
     assert family_of({"model_type": "qwen3"}, WHERE).name == "qwen3"
-    with pytest.raises(ConversionError, match="config.json, model_type: 'gpt2' is not supported. Known are llama, qwen3"):
+    with pytest.raises(ConversionError, match="config.json, model_type: 'gpt2' is not supported. Known are llama, q"):
         family_of({"model_type": "gpt2"}, WHERE)
 
 

@@ -90,9 +90,12 @@ def test_shrink_keeps_data_that_the_user_typed(cluster):
 
 
 def test_what_depends_on_a_kept_key_follows_it(cluster):
-    recipe, _ = shrink(cluster, keep={"data.seq_len"})
+    recipe, _ = shrink(cluster, keep={"data.seq_len", "model.num_kv_heads", "checkpoint.every"})
     assert recipe.data.seq_len == 8192
     assert recipe.train.tokens_per_step == 8192 * recipe.sequences_per_step
+    assert (recipe.model.num_kv_heads, recipe.model.num_heads) == (8, 32)
+    assert recipe.checkpoint.keep_every == 4 * recipe.checkpoint.every == 2000
+    assert shrink(cluster, keep={"data.tokenizer_vocab_size"})[0].model.vocab_size == 4096
 
 
 @pytest.mark.parametrize("change", [single, shrink, lambda recipe: shrink(single(recipe)[0])])

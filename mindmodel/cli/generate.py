@@ -1,0 +1,52 @@
+"""Sample text from a run, a token at a time, from a graph with a key and value cache.
+
+example:  mindmodel generate runs/tiny --prompt "def " --max-tokens 100 --temperature 0.8
+          mindmodel generate runs/tiny/checkpoints/step_100 --temperature 0
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from mindmodel.checkpoint.run_folder import resolve_weights
+from mindmodel.cli.arguments import at_least, number_between
+from mindmodel.data.tokenizer import Tokenizer
+from mindmodel.parallel.environment import prepare_environment
+from mindmodel.recipe.load import load_run_recipe
+from mindmodel.terminal import Terminal
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_folder", metavar="RUN", help="a run, or one of its checkpoints/step_N folders")
+    parser.add_argument("--prompt", default="", help="text to continue; default: begin a new document")
+    parser.add_argument("--max-tokens", type=at_least(1), default=100, help="longest answer, default 100")
+    parser.add_argument("--temperature", type=number_between(0, 100), default=0.8, help="0 is greedy; default 0.8")
+    parser.add_argument("--top-p", type=number_between(0, 1), default=0.95, help="share drawn from, default 0.95")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of the draws, default 0")
+
+
+def run(args: argparse.Namespace) -> int:
+    terminal = Terminal(sys.stderr)  # the answer alone goes to standard output
+    folder, checkpoint = resolve_weights(Path(args.run_folder))
+    recipe = load_run_recipe(folder.recipe_file)
+    tokenizer = Tokenizer.load(folder.tokenizer)
+    prepare_environment(recipe.runtime.threads)
+    with terminal.working("loading MindSpore"):
+        from mindmodel.generation.sample import Generator, Sampling
+        from mindmodel.generation.text import continue_text, prompt_ids
+        from mindmodel.parallel.runtime import start_runtime
+        from mindmodel.train.state import load_decoder
+    runtime = start_runtime(recipe.runtime)
+    ids = prompt_ids(tokenizer, args.prompt)
+    vocab_size = min(recipe.model.vocab_size, tokenizer.vocab_size)
+    generator = Generator(load_decoder(recipe, checkpoint), recipe.model, vocab_size, len(ids) + args.max_tokens)
+    with terminal.working("compiling the generation graph"), runtime.cache.compiling():
+        generator.compile(ids)
+    sampling = Sampling(temperature=args.temperature, top_p=args.top_p, seed=args.seed)
+    print(args.prompt, end="", flush=True)
+    for piece in continue_text(generator, tokenizer, ids, args.max_tokens, sampling):
+        print(piece, end="", flush=True)
+    print()
+    return 0

@@ -1,0 +1,32 @@
+"""Shared by all tests: a cache of their own, and MindSpore set up as the commands set it up."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from mindmodel.parallel.environment import prepare_environment
+
+prepare_environment()  # before any test imports mindspore
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_the_tests(tmp_path_factory):
+    """Compiled graphs go into a folder of this session, for this process and those it starts."""
+    os.environ["MINDMODEL_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def runtime(cache_of_the_tests):
+    """MindSpore in graph mode on CPU."""
+    from mindmodel.parallel.runtime import start_runtime
+    from mindmodel.recipe.schema import RuntimeSection
+
+    return start_runtime(RuntimeSection(device="cpu"))
+
+
+@pytest.fixture
+def compiling(runtime):
+    """A block in which graphs may be compiled: what the compiler prints and writes stays out of the way."""
+    return runtime.cache.compiling
