@@ -28,7 +28,8 @@ def _overview() -> str:
                       "first:  mindmodel train recipes/cpu/tiny.yaml"])
 
 
-def _parse(verb: str, arguments: Sequence[str]) -> argparse.Namespace:
+def parse_arguments(verb: str, arguments: Sequence[str]) -> argparse.Namespace:
+    """The arguments of one verb; only that verb's file is imported."""
     module = importlib.import_module(f"mindmodel.cli.{verb}")
     parser = argparse.ArgumentParser(
         prog=f"mindmodel {verb}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -67,7 +68,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     if arguments[0] not in VERBS:
         print(f"mindmodel: '{arguments[0]}' is no verb. Use one of: {', '.join(VERBS)}.", file=sys.stderr)
         return 2
-    args = _parse(arguments[0], arguments[1:])
+    args = parse_arguments(arguments[0], arguments[1:])
     try:
         return args.run(args)
     except MindModelError as error:

@@ -21,7 +21,7 @@ from mindmodel.terminal import Terminal
 from mindmodel.train.run import OpenedRun, one_device, open_run_folder
 
 INTERRUPTED = 130
-SAMPLE_PROMPT = "def "
+SAMPLE_PROMPT = "def"
 SAMPLE_TOKENS = 96
 
 
@@ -104,6 +104,6 @@ def _report(opened: OpenedRun, training, terminal: Terminal) -> None:
 def _next_commands(terminal: Terminal, path: Path) -> None:
     run = shlex.quote(str(path))
     terminal.say("next:")
-    terminal.say(f'  mindmodel generate {run} --prompt "class " --max-tokens 100 --temperature 0.8')
+    terminal.say(f'  mindmodel generate {run} --prompt "def" --max-tokens 100 --temperature 0.8')
     terminal.say(f"  mindmodel eval {run}")
     terminal.say(f"  mindmodel convert to-hf {run} {shlex.quote(str(path) + '-hf')}")

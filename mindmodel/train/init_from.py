@@ -8,11 +8,12 @@ from typing import Any, Iterator, Mapping
 
 import numpy as np
 
-from mindmodel.checkpoint.run_folder import resolve_weights
+from mindmodel.checkpoint.run_folder import RunFolder, resolve_weights
 from mindmodel.checkpoint.tensor_file import LazyTensor
-from mindmodel.convert.folder import CONFIG, read_config, read_tensors
+from mindmodel.convert.folder import CONFIG, GENERATION_CONFIG, read_config, read_tensors
 from mindmodel.convert.rules import to_ours
 from mindmodel.errors import CheckpointError
+from mindmodel.files import copy_file
 from mindmodel.models.family import family_of, parameter_shapes
 from mindmodel.recipe.dump import recipe_to_dict
 from mindmodel.recipe.schema import Recipe
@@ -63,3 +64,16 @@ def initial_weights(recipe: Recipe) -> Mapping[str, np.ndarray]:
     model = family.read_config(config, path / CONFIG)
     _refuse_other_model(path, dataclasses.asdict(model), recipe)
     return _Read(to_ours(family.rules, model, parameter_shapes(model), read_tensors(path), path))
+
+
+def keep_origin(recipe: Recipe, run: RunFolder) -> None:
+    """Copy the configuration of an imported model into the run that begins with it.
+
+    The export of the run then restores what only that file says: its unused rows of the vocabulary, its longest context.
+    """
+    path = Path(str(recipe.train.init_from))
+    origin = path if (path / CONFIG).is_file() else resolve_weights(path)[0].huggingface
+    for name in (CONFIG, GENERATION_CONFIG):
+        if (origin / name).is_file():
+            run.huggingface.mkdir(exist_ok=True)
+            copy_file(origin / name, run.huggingface / name)

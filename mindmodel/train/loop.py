@@ -21,7 +21,7 @@ from mindmodel.recipe.dump import recipe_to_dict
 from mindmodel.recipe.estimate import FLOP_FORMULA, estimate
 from mindmodel.terminal import Terminal, duration
 from mindmodel.train.evaluate import Evaluation, compile_evaluation, evaluate
-from mindmodel.train.init_from import initial_weights
+from mindmodel.train.init_from import initial_weights, keep_origin
 from mindmodel.train.metrics import Metrics, Utilisation
 from mindmodel.train.optim import AdamW
 from mindmodel.train.run import OpenedRun
@@ -73,6 +73,7 @@ class Training:
             fill(self.optimizer.state().values(), checkpoint.optimizer(), str(checkpoint.path))
         elif self.recipe.train.init_from is not None:
             fill(parameters, initial_weights(self.recipe), self.recipe.train.init_from)
+            keep_origin(self.recipe, self.opened.folder)
         else:
             initialize(self.decoder, self.recipe.model, self.recipe.train.seed)
 

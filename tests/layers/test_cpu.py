@@ -132,7 +132,7 @@ def test_cross_entropy_with_ignored_labels_and_z_loss(num_rows, vocab_size, comp
             return CrossEntropy.construct(self, logits, labels)[0]
 
     inputs = (5 * normal(num_rows, vocab_size), labels)
-    assert_same(Total(vocab_size, 0.1), formula, inputs, np.float32(1.5), compiling)
+    assert_same(Total(vocab_size, 0.1), formula, inputs, np.array(1.5, np.float32), compiling)
 
 
 def test_all_labels_ignored_is_no_loss_and_no_gradient(compiling):
@@ -143,7 +143,7 @@ def test_all_labels_ignored_is_no_loss_and_no_gradient(compiling):
             return CrossEntropy.construct(self, logits, labels)[0]
 
     inputs = (normal(4, 9), np.full(4, -100, np.int32))
-    loss, (gradient,) = forward_and_gradients(Total(9), inputs, np.float32(1), (0,), compiling)
+    loss, (gradient,) = forward_and_gradients(Total(9), inputs, np.array(1, np.float32), (0,), compiling)
     assert loss == 0 and not gradient.any()
 
 
@@ -157,5 +157,5 @@ def test_a_logit_that_is_not_finite_makes_the_loss_not_finite(bad, compiling):
 
     logits = normal(4, 9)
     logits[2, 3] = bad
-    loss, _ = forward_and_gradients(Total(9), (logits, np.arange(4, dtype=np.int32)), np.float32(1), (0,), compiling)
+    loss, _ = forward_and_gradients(Total(9), (logits, np.arange(4, dtype=np.int32)), np.array(1, np.float32), (0,), compiling)
     assert not np.isfinite(loss)
