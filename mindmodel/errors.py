@@ -1,8 +1,8 @@
-"""What can go wrong for a user. Every message says where, what is wrong and what would work; the command line exits with 2."""
+"""What can go wrong for a user. Every message says where, what is wrong and what would work."""
 
 
 class MindModelError(Exception):
-    """Base of all errors that a user can mend."""
+    """Base of all errors that a user can mend; the command line exits with 2."""
 
 
 class RecipeError(MindModelError):

@@ -6,7 +6,6 @@ import signal
 import sys
 import time
 
-
 SPINNER = "|/-\\"
 
 

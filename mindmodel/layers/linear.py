@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from mindspore import Parameter, nn, ops
+from mindspore import Parameter
 from mindspore import dtype as mstype
+from mindspore import nn, ops
 from mindspore.common.initializer import initializer
 
 

@@ -12,8 +12,8 @@ from mindmodel.recipe.schema import ModelSection
 class MLP(nn.Cell):
     """down(silu(gate(x)) * up(x)).
 
-    The fused weight's rows alternate in blocks of gate and up, so that a split over tensor parallel ranks is a plain split
-    of rows.
+    The fused weight's rows alternate in blocks of gate and up, so that a split over tensor parallel ranks is a plain
+    split of rows.
 
     Inputs: x [T, hidden_size]. Outputs: [T, hidden_size].
     Source: checked against transformers' `LlamaMLP`.

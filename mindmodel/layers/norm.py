@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from mindspore import Parameter, nn
+from mindspore import Parameter
 from mindspore import dtype as mstype
+from mindspore import nn
 from mindspore.common.initializer import initializer
 
 from mindmodel.layers.kernels import device_kernels

@@ -5,8 +5,9 @@ from __future__ import annotations
 import zlib
 
 import numpy as np
-from mindspore import Tensor, nn
+from mindspore import Tensor
 from mindspore import dtype as mstype
+from mindspore import nn
 
 from mindmodel.layers.attention import Attention
 from mindmodel.layers.embedding import Embedding

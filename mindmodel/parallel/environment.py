@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import Optional
 
-# GLOG_v=3: MindSpore's errors, without its warnings. PASSIVE: threads of fused kernels that wait must not spin on a core
-# that MatMul's own threads need. TensorBoard's and MindSpore's protobuf files agree only in the pure Python version.
+# GLOG_v=3: MindSpore's errors, without its warnings. PASSIVE: threads of fused kernels that wait must not spin on a
+# core that MatMul's own threads need. TensorBoard's and MindSpore's protobuf files agree only in the Python version.
 DEFAULTS = {"GLOG_v": "3", "OMP_WAIT_POLICY": "PASSIVE", "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "python"}
 
 

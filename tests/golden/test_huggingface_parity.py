@@ -1,4 +1,4 @@
-"""The network against Hugging Face's on torch: logits, every gradient, and 30 optimizer steps, from the same weights."""
+"""The network against Hugging Face's on torch, same weights: logits, every gradient, and 30 optimizer steps."""
 
 from __future__ import annotations
 

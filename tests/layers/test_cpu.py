@@ -81,7 +81,8 @@ def test_swiglu(num_rows, ffn_size, num_blocks, compiling):
         gate, up = x.reshape(num_rows, num_blocks, 2, -1).unbind(2)
         return (torch.nn.functional.silu(gate) * up).reshape(num_rows, ffn_size)
 
-    assert_same(SwiGLUCPU(num_blocks), formula, (normal(num_rows, 2 * ffn_size),), normal(num_rows, ffn_size), compiling)
+    inputs = (normal(num_rows, 2 * ffn_size),)
+    assert_same(SwiGLUCPU(num_blocks), formula, inputs, normal(num_rows, ffn_size), compiling)
 
 
 @pytest.mark.parametrize(
@@ -157,5 +158,6 @@ def test_a_logit_that_is_not_finite_makes_the_loss_not_finite(bad, compiling):
 
     logits = normal(4, 9)
     logits[2, 3] = bad
-    loss, _ = forward_and_gradients(Total(9), (logits, np.arange(4, dtype=np.int32)), np.array(1, np.float32), (0,), compiling)
+    inputs = (logits, np.arange(4, dtype=np.int32))
+    loss, _ = forward_and_gradients(Total(9), inputs, np.array(1, np.float32), (0,), compiling)
     assert not np.isfinite(loss)
