@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
+import textwrap
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,8 +26,16 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def printable(text: str) -> str:
+    """The text without characters that would move the cursor or change the terminal; lines and tabs stay."""
+    return "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in text)
+
+
 class Terminal:
-    """Lines on a stream; on a terminal the last one may move, elsewhere it is repeated as plain lines now and then."""
+    """Lines on a stream; on a terminal the last one may move, elsewhere it is repeated as plain lines now and then.
+
+    When whoever reads the stream goes away, or its disk is full, the work goes on unseen.
+    """
 
     def __init__(self, stream: Optional[TextIO] = None):
         self.stream = sys.stdout if stream is None else stream
@@ -33,27 +43,36 @@ class Terminal:
         self.shown = False
         self.last_plain_s = float("-inf")
 
+    def _write(self, text: str) -> None:
+        try:
+            self.stream.write(text)
+            self.stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+            self.moves = False
+
     def _clear(self) -> None:
         if self.shown:
-            self.stream.write("\r\x1b[K")
+            self._write("\r\x1b[K")
             self.shown = False
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Lines that stay; on a terminal, long ones are broken between words."""
         self._clear()
-        print(text, file=self.stream, flush=True)
+        if self.moves:
+            width = max(20, shutil.get_terminal_size().columns - 1)
+            text = "\n".join(_broken(line, width) for line in printable(text).split("\n"))
+        self._write(f"{text}\n")
 
     def status(self, text: str, last: bool = False) -> None:
         """A line that the next one replaces; without a terminal, one plain line every 10 seconds, and the last."""
         if self.moves:
-            columns = shutil.get_terminal_size().columns
             self._clear()
-            self.stream.write(text[: columns - 1])
-            self.stream.flush()
+            self._write(printable(text)[: shutil.get_terminal_size().columns - 1])
             self.shown = True
         elif last or time.monotonic() - self.last_plain_s >= PLAIN_INTERVAL_S:
             self.last_plain_s = time.monotonic()
-            print(text, file=self.stream, flush=True)
+            self._write(f"{text}\n")
 
     def progress(self, done: int, total: int, details: str) -> None:
         """A bar with details behind it; the bar gives way when the terminal is narrow."""
@@ -77,7 +96,7 @@ class Terminal:
             yield
             return
         self._clear()
-        self.stream.flush()
+        self._write("")  # the ticker's lines come after ours
         ticker = subprocess.Popen(
             [sys.executable, "-I", "-S", str(TICKER), text], stdin=subprocess.PIPE, stdout=self.stream
         )
@@ -88,3 +107,12 @@ class Terminal:
             ticker.stdin.close()
             ticker.wait()
         self.say(f"{text}: {duration(time.monotonic() - start)}")
+
+
+def _broken(line: str, width: int) -> str:
+    """A line as several of this width; a word that is longer, such as a path, stays whole."""
+    indent = line[: len(line) - len(line.lstrip())] + "  "
+    parts = textwrap.wrap(
+        line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False, drop_whitespace=True
+    )
+    return "\n".join(parts)

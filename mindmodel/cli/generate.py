@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from itertools import chain
 from pathlib import Path
 
 from mindmodel.checkpoint.run_folder import resolve_weights
@@ -15,7 +16,7 @@ from mindmodel.cli.arguments import at_least, number_between
 from mindmodel.data.tokenizer import Tokenizer
 from mindmodel.parallel.environment import prepare_environment
 from mindmodel.recipe.load import load_run_recipe
-from mindmodel.terminal import Terminal
+from mindmodel.terminal import Terminal, printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,8 +46,8 @@ def run(args: argparse.Namespace) -> int:
     with terminal.working("compiling the generation graph"), runtime.cache.compiling():
         generator.compile(ids)
     sampling = Sampling(temperature=args.temperature, top_p=args.top_p, seed=args.seed)
-    print(args.prompt, end="", flush=True)
-    for piece in continue_text(generator, tokenizer, ids, args.max_tokens, sampling):
-        print(piece, end="", flush=True)
+    show = printable if sys.stdout.isatty() else str
+    for piece in chain([args.prompt], continue_text(generator, tokenizer, ids, args.max_tokens, sampling)):
+        print(show(piece), end="", flush=True)
     print()
     return 0

@@ -4,21 +4,32 @@ example:  mindmodel train recipes/cpu/tiny.yaml
           mindmodel train recipes/cpu/tiny.yaml train.steps=20 runtime.output=runs/short
           mindmodel train recipes/llama/8b.yaml --single --shrink
 
-Ctrl-C, SIGTERM and SIGUSR1 save a checkpoint after the step that runs and exit with 130; the same command goes on.
+Ctrl-C, SIGTERM, SIGUSR1 and a terminal that closes save a checkpoint after the step that runs and exit with 130; the
+same command goes on. Before the first step there is nothing to save, and a signal ends the command at once.
 """
 
 from __future__ import annotations
 
 import argparse
 import shlex
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Iterator, Optional
 
 from mindmodel.checkpoint.run_folder import RunFolder
 from mindmodel.cli.arguments import add_recipe_arguments
+from mindmodel.errors import TrainingError
+from mindmodel.files import write_text_safely
 from mindmodel.parallel.environment import prepare_environment
-from mindmodel.recipe.load import load_with_changes
+from mindmodel.recipe.load import load_with_changes, recipe_to_yaml
+from mindmodel.recipe.schema import Recipe
 from mindmodel.terminal import Terminal
-from mindmodel.train.run import OpenedRun, one_device, open_run_folder
+from mindmodel.train.metrics import Metrics
+from mindmodel.train.run import OpenedRun, find_position, for_this_machine, open_run, owned
+from mindmodel.train.stopping import Stopper
+
+if TYPE_CHECKING:
+    from mindmodel.train.loop import Training
 
 INTERRUPTED = 130
 SAMPLE_PROMPT = "def"
@@ -34,32 +45,26 @@ def run(args: argparse.Namespace) -> int:
     recipe, changes = load_with_changes(args.recipe, args.overrides, single=args.single, shrink=args.shrink)
     for change in changes:
         terminal.say(f"changed for this machine: {change}")
-    recipe = one_device(recipe)
+    recipe = for_this_machine(recipe)
     folder = RunFolder(Path(recipe.output))
-    folder.create()
-    with folder.lock():
-        opened = open_run_folder(recipe, folder, terminal)
-        if opened.step >= recipe.train.steps:
-            terminal.say(f"{folder.path}: finished, {opened.step} steps. train.steps={2 * opened.step} would go on.")
-            _next_commands(terminal, folder.path)
-            return 0
-        return _train(opened, terminal)
+    try:
+        with owned(folder):
+            return _go_on(recipe, folder, terminal)
+    except KeyboardInterrupt:
+        terminal.say("interrupted: nothing was saved since the last line that says so. The same command starts again.")
+        return INTERRUPTED
 
 
-def _train(opened: OpenedRun, terminal: Terminal) -> int:
-    recipe = opened.recipe
-    prepare_environment(recipe.runtime.threads)
-    with terminal.working("loading MindSpore"):
-        from mindmodel.parallel.runtime import start_runtime
-        from mindmodel.train.loop import Training
-        from mindmodel.train.metrics import Metrics
-        from mindmodel.train.stopping import Stopper
-    runtime = start_runtime(recipe.runtime)
-    _introduce(opened, terminal, f"{runtime.device}, {runtime.threads} threads, {runtime.fusion}")
-    training = Training(opened, runtime, terminal)
-    with Metrics(opened.folder, opened.step) as metrics, Stopper(recipe.train) as stopper:
-        metrics.describe({"from_step": opened.step, "changes": list(opened.changes), **training.utilisation.row()})
-        reason = training.run(stopper, metrics)
+def _go_on(recipe: Recipe, folder: RunFolder, terminal: Terminal) -> int:
+    position = find_position(recipe, folder, terminal)
+    if position.step >= recipe.train.steps:
+        terminal.say(f"{folder.path}: finished, {position.step} steps. train.steps={2 * position.step} would go on.")
+        _next_commands(terminal, folder.path)
+        return 0
+    opened = open_run(recipe, folder, position, terminal)
+    with Stopper(recipe.train) as stopper:
+        training = _load(opened, terminal)
+        reason = _train(training, stopper)
     if reason is not None:
         terminal.say(f"{reason}: stopped after step {training.step}, saved. The same command goes on from there.")
         return INTERRUPTED if stopper.signal else 0
@@ -67,20 +72,52 @@ def _train(opened: OpenedRun, terminal: Terminal) -> int:
     return 0
 
 
+def _load(opened: OpenedRun, terminal: Terminal) -> Training:
+    prepare_environment(opened.recipe.runtime.threads)
+    with terminal.working("loading MindSpore"):
+        from mindmodel.parallel.runtime import start_runtime
+        from mindmodel.train.loop import Training
+    runtime = start_runtime(opened.recipe.runtime)
+    _introduce(opened, terminal, f"{runtime.device}, {runtime.threads} threads, {runtime.fusion}")
+    with _failures_in_a_line():
+        return Training(opened, runtime, terminal)
+
+
+def _train(training: Training, stopper: Stopper) -> Optional[str]:
+    """From here on the folder holds a run. Gives the reason for an early end."""
+    opened, position = training.opened, training.opened.position
+    write_text_safely(opened.folder.recipe_file, recipe_to_yaml(opened.recipe))
+    with Metrics(opened.folder, position.step) as metrics, _failures_in_a_line():
+        row = {"from_step": position.step, "changes": list(position.changes)}
+        metrics.describe({**row, **training.utilisation.row()})
+        return training.run(stopper, metrics)
+
+
+@contextmanager
+def _failures_in_a_line() -> Iterator[None]:
+    """MindSpore raises RuntimeError with pages of text, and NumPy MemoryError."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise TrainingError(f"MindSpore failed: {first.rstrip('.')}. The same command with --debug shows all.") from error
+
+
 def _introduce(opened: OpenedRun, terminal: Terminal, machine: str) -> None:
-    corpus = opened.corpus
-    terminal.say(f"run folder: {opened.folder.path}   machine: {machine}")
+    corpus, position = opened.corpus, opened.position
+    terminal.say(f"run folder: {opened.folder.path}")
+    terminal.say(f"machine: {machine}")
     terminal.say(
         f"corpus: {corpus.train.num_tokens:,} tokens, {corpus.heldout.num_tokens:,} held out, "
         f"vocabulary {corpus.tokenizer.vocab_size:,}"
     )
-    if opened.checkpoint is not None:
-        terminal.say(f"going on from {opened.checkpoint.path}")
-    for change in opened.changes:
+    if position.checkpoint is not None:
+        terminal.say(f"going on from {position.checkpoint.path}")
+    for change in position.changes:
         terminal.say(f"changed since: {change}")
 
 
-def _report(opened: OpenedRun, training, terminal: Terminal) -> None:
+def _report(opened: OpenedRun, training: Training, terminal: Terminal) -> None:
     """Held-out loss beside the unigram entropy, a sample, and what to try next."""
     from mindmodel.data.statistics import unigram_entropy
     from mindmodel.generation.sample import Generator, Sampling
@@ -104,6 +141,6 @@ def _report(opened: OpenedRun, training, terminal: Terminal) -> None:
 def _next_commands(terminal: Terminal, path: Path) -> None:
     run = shlex.quote(str(path))
     terminal.say("next:")
-    terminal.say(f'  mindmodel generate {run} --prompt "def" --max-tokens 100 --temperature 0.8')
+    terminal.say(f'  mindmodel generate {run} --prompt "def"')
     terminal.say(f"  mindmodel eval {run}")
     terminal.say(f"  mindmodel convert to-hf {run} {shlex.quote(str(path) + '-hf')}")

@@ -38,16 +38,16 @@ def choose(logits: np.ndarray, sampling: Sampling, generator: np.random.Generato
     """
     if sampling.temperature == 0:
         return logits.argmax(axis=1).astype(np.int32)
-    scaled = logits.astype(np.float64) / sampling.temperature
-    probabilities = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    scaled = logits.astype(np.float64)
+    probabilities = np.exp((scaled - scaled.max(axis=1, keepdims=True)) / sampling.temperature)
     probabilities /= probabilities.sum(axis=1, keepdims=True)
     order = np.argsort(-probabilities, axis=1, kind="stable")
     ordered = np.take_along_axis(probabilities, order, axis=1)
-    before = np.cumsum(ordered, axis=1) - ordered
-    ordered = np.where(before < sampling.top_p, ordered, 0.0)
-    cumulative = np.cumsum(ordered, axis=1)
-    draws = generator.random((len(logits), 1)) * cumulative[:, -1:]
-    picked = (cumulative <= draws).sum(axis=1, keepdims=True)
+    kept = np.cumsum(ordered, axis=1) - ordered < sampling.top_p
+    kept[:, 0] = True  # the most likely token may always be drawn
+    cumulative = np.cumsum(np.where(kept, ordered, 0.0), axis=1)
+    draws = (1 - generator.random((len(logits), 1))) * cumulative[:, -1:]  # above 0, at most the whole
+    picked = (cumulative < draws).sum(axis=1, keepdims=True)
     return np.take_along_axis(order, picked, axis=1)[:, 0].astype(np.int32)
 
 

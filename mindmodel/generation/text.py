@@ -13,8 +13,12 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
     """Tokens of a prompt; an empty one begins a new document.
 
     Raises:
-        DataError: if the tokenizer makes nothing of it.
+        DataError: if it is not UTF-8, or the tokenizer makes nothing of it.
     """
+    try:
+        prompt.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(f"prompt {prompt!r}: character {error.start} is no UTF-8. Use text.") from error
     ids = tokenizer.encode(prompt) if prompt else [tokenizer.eod_id]
     if not ids:
         raise DataError(f"prompt {prompt!r}: the tokenizer has no token for it. Use another prompt.")

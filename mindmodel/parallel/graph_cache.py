@@ -15,7 +15,7 @@ import os
 import shutil
 import sys
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Iterator, Optional
@@ -40,20 +40,24 @@ class GraphCache:
     """
 
     def __init__(self) -> None:
-        self._lock: Optional[int] = None
         self.folder = self._shared() or self._private()
         os.environ["MS_COMPILER_CACHE_PATH"] = str(self.folder)
 
     def _shared(self) -> Optional[Path]:
-        folder = cache_folder() / "graphs" / _key()
         try:
+            folder = cache_folder().absolute() / "graphs" / _key()
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             os.chmod(folder, 0o700)
-            self._lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _remove_unverified(folder)
-        except OSError:  # another process has it, or it cannot be written: a home that is read-only is no reason to stop
+            lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except (OSError, RuntimeError):  # a home that is read-only, or that nobody knows, is no reason to stop
             return None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove_unverified(folder)
+        except OSError:  # another process has it, or its files cannot be removed
+            os.close(lock)
+            return None
+        self._lock = lock  # held until the process ends
         return folder
 
     @staticmethod
@@ -84,7 +88,8 @@ class GraphCache:
             for number, copy in enumerate(terminal, 1):
                 os.dup2(copy, number)
                 os.close(copy)
-        write_text_safely(self.folder / MANIFEST, json.dumps(_checksums(self.folder)))
+        with suppress(OSError):  # a full disk: the next process removes what this manifest would have named
+            write_text_safely(self.folder / MANIFEST, json.dumps(_checksums(self.folder)))
 
 
 def _checksums(folder: Path) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
-from typing import Any, Iterable, Sequence, Union, cast
+from typing import Any, Iterable, Mapping, Sequence, Union, cast
 
 from mindmodel.errors import RecipeError
 from mindmodel.recipe.dump import recipe_to_dict, recipe_to_yaml
@@ -16,7 +16,14 @@ from mindmodel.recipe.shrink import single as on_one_device
 from mindmodel.recipe.text import parse, read_mapping, show
 from mindmodel.recipe.values import Fault, Refused, build, nearest
 
-__all__ = ["load_recipe", "load_run_recipe", "load_with_changes", "recipe_to_dict", "recipe_to_yaml"]
+__all__ = [
+    "load_recipe",
+    "load_run_recipe",
+    "load_with_changes",
+    "recipe_from_dict",
+    "recipe_to_dict",
+    "recipe_to_yaml",
+]
 
 PathLike = Union[str, Path]
 
@@ -179,4 +186,20 @@ def load_run_recipe(path: PathLike) -> Recipe:
     """
     draft = _Draft(path)
     draft.add_file()
+    return draft.recipe()
+
+
+def recipe_from_dict(values: Mapping[str, Any], where: PathLike) -> Recipe:
+    """The recipe that `recipe_to_dict` made plain values of, such as the one in a checkpoint's index.
+
+    Args:
+        where: the file that the values were read from.
+
+    Raises:
+        RecipeError: if they do not fit the schema.
+    """
+    draft = _Draft(where)
+    draft.name = values.get("name")
+    draft.add_mapping({section: keys for section, keys in values.items() if section != "name"}, draft.path)
+    draft.stop_on_faults()
     return draft.recipe()

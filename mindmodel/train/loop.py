@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import time
 from importlib.metadata import version
@@ -13,7 +14,7 @@ from mindspore import Tensor
 
 import mindmodel
 from mindmodel.checkpoint.save import save_checkpoint
-from mindmodel.data.loader import TrainBatches, heldout_batches
+from mindmodel.data.loader import heldout_batches
 from mindmodel.errors import TrainingError
 from mindmodel.models.decoder import Decoder, DecoderLoss, initialize
 from mindmodel.parallel.runtime import Runtime, peak_flops
@@ -21,7 +22,7 @@ from mindmodel.recipe.dump import recipe_to_dict
 from mindmodel.recipe.estimate import FLOP_FORMULA, estimate
 from mindmodel.terminal import Terminal, duration
 from mindmodel.train.evaluate import Evaluation, compile_evaluation, evaluate
-from mindmodel.train.init_from import initial_weights, keep_origin
+from mindmodel.train.init_from import keep_origin
 from mindmodel.train.metrics import Metrics, Utilisation
 from mindmodel.train.optim import AdamW
 from mindmodel.train.run import OpenedRun
@@ -47,10 +48,9 @@ class Training:
     def __init__(self, opened: OpenedRun, runtime: Runtime, terminal: Terminal) -> None:
         self.opened, self.runtime, self.terminal = opened, runtime, terminal
         recipe = self.recipe = opened.recipe
-        self.step = opened.step
-        self.saved_step = opened.step if opened.checkpoint else None
+        self.step = self.first_step = opened.position.step
+        self.saved_step = self.step if opened.position.checkpoint else None
         self.evaluation: Optional[Evaluation] = None
-        self.batches = TrainBatches(opened.corpus.train, recipe.data.seq_len, recipe.train.seed)
         self.decoder = Decoder(recipe.model, recipe.data.seq_len, recipe.train.compute_dtype)
         self.optimizer = AdamW(self.decoder.trainable_params(), recipe.optim, recipe.train.check_finite != "none")
         network = DecoderLoss(self.decoder, recipe.model.vocab_size, recipe.train.z_loss)
@@ -67,12 +67,12 @@ class Training:
 
     def _fill(self) -> None:
         """Weights and optimizer state: the checkpoint's, those of train.init_from, or fresh ones."""
-        checkpoint, parameters = self.opened.checkpoint, self.decoder.trainable_params()
+        checkpoint, parameters = self.opened.position.checkpoint, self.decoder.trainable_params()
         if checkpoint is not None:
             fill(parameters, checkpoint.weights(), str(checkpoint.path))
             fill(self.optimizer.state().values(), checkpoint.optimizer(), str(checkpoint.path))
-        elif self.recipe.train.init_from is not None:
-            fill(parameters, initial_weights(self.recipe), self.recipe.train.init_from)
+        elif self.opened.initial is not None:
+            fill(parameters, self.opened.initial, str(self.recipe.train.init_from))
             keep_origin(self.recipe, self.opened.folder)
         else:
             initialize(self.decoder, self.recipe.model, self.recipe.train.seed)
@@ -87,7 +87,7 @@ class Training:
         window = Window(self)
         while self.step < recipe.train.steps and reason is None:
             loss, norm, lr = self.one_step()
-            if self.step == self.opened.step + 1:
+            if self.step == self.first_step + 1:
                 stopper.begin()
                 window = Window(self)  # the first step compiled the graph
             else:
@@ -109,9 +109,9 @@ class Training:
         recipe, step = self.recipe, self.step + 1
         lr = learning_rate(recipe.optim, recipe.train.steps, step)
         count = recipe.sequences_per_step
-        batch = self.batches.batch(self.step * count, count)
+        batch = self.opened.batches.batch(self.step * count, count)
         inputs = (Tensor(batch.ids), Tensor(batch.labels), Tensor(lr, ms.float32))
-        if self.step == self.opened.step:
+        if self.step == self.first_step:
             with self.terminal.working("compiling the training graph"), self.runtime.cache.compiling():
                 outputs = [output.asnumpy() for output in self.train_step(*inputs)]
         else:
@@ -174,7 +174,7 @@ class Training:
 
 
 class Window:
-    """Speed since the last logged step, without evaluation and saving."""
+    """Speed since the last logged step, without evaluation and saving; NaN before a step was timed."""
 
     def __init__(self, training: Training) -> None:
         self._training, self._first_step, self._start = training, training.step, time.perf_counter()
@@ -184,12 +184,13 @@ class Window:
     def step_s(self) -> float:
         """Seconds a step."""
         self._now = time.perf_counter()
-        return (self._now - self._start) / max(1, self._training.step - self._first_step)
+        num_steps = self._training.step - self._first_step
+        return (self._now - self._start) / num_steps if num_steps else math.nan
 
     @property
     def tokens_s(self) -> float:
         """Tokens a second."""
-        return self._training.recipe.train.tokens_per_step / max(self.step_s, 1e-9)
+        return self._training.recipe.train.tokens_per_step / self.step_s
 
     def skip_pause(self) -> None:
         """What was done since the speed was last read does not count."""
@@ -197,10 +198,11 @@ class Window:
 
     def scalars(self) -> dict[str, float]:
         """The columns of metrics.jsonl that concern speed and position."""
-        training, tokens_s = self._training, self.tokens_s
+        training, step_s = self._training, self.step_s
+        tokens_s = training.recipe.train.tokens_per_step / step_s
         return {
             "tokens_s": tokens_s,
-            "step_s": self.step_s,
+            "step_s": step_s,
             "samples": training.step * training.recipe.sequences_per_step,
             "mfu": training.utilisation.mfu(tokens_s),
         }

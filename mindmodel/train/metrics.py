@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any, Mapping, NoReturn
 
 from mindmodel.checkpoint.run_folder import RunFolder
 from mindmodel.errors import CheckpointError
 from mindmodel.files import write_text_safely
+from mindmodel.train.events import EventFile, write_all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,51 +39,79 @@ class Utilisation:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All rows; a last line that a killed process left unfinished is dropped."""
+    """All rows; a last line that a killed process left unfinished is dropped.
+
+    Raises:
+        CheckpointError: if another line is not a JSON object, or its step is no number.
+    """
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    rows = []
-    for number, line in enumerate(lines[:-1], 1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            raise CheckpointError(f"{path}, line {number}: not JSON. Mend or remove the file; training goes on.") from error
-    return rows
+    lines = path.read_bytes().split(b"\n")
+    return [_row(line, f"{path}, line {number}") for number, line in enumerate(lines[:-1], 1)]
+
+
+def _row(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        row = None
+    if not isinstance(row, dict) or not isinstance(row.get("step", 0), int):
+        raise CheckpointError(f"{where}: not a row of metrics. Mend or remove the file; the checkpoints do not need it.")
+    return row
 
 
 def cut_back(path: Path, step: int) -> None:
     """Drop the rows after a step: the run goes on from its checkpoint and writes them again."""
     rows = read_metrics(path)
-    kept = [row for row in rows if row.get("step", 0) <= step]
     if path.exists():
-        write_text_safely(path, "".join(json.dumps(row) + "\n" for row in kept))
+        write_text_safely(path, "".join(json.dumps(row) + "\n" for row in rows if row.get("step", 0) <= step))
 
 
 class Metrics:
-    """Appends rows to metrics.jsonl and the events folder. Close it, or use it as a context manager."""
+    """Appends rows to metrics.jsonl and the events folder. Close it, or use it as a context manager.
+
+    Args:
+        run: the run's folder.
+        step: of the checkpoint that the run goes on from; later rows are dropped.
+
+    Raises:
+        CheckpointError: if the rows cannot be read or written, as on a full disk; from `describe` and `write` too.
+    """
 
     def __init__(self, run: RunFolder, step: int) -> None:
-        # here, not at the top: it takes seconds, and breaks MindSpore's protobuf files when it is loaded before them
-        from tensorboardX import SummaryWriter
+        self._path = run.metrics_file
+        try:
+            cut_back(run.metrics_file, step)
+            self._file = open(run.metrics_file, "ab", buffering=0)
+            self._events = EventFile(run.events, step + 1)
+        except OSError as error:
+            self._refuse(error)
 
-        cut_back(run.metrics_file, step)
-        self._file = open(run.metrics_file, "a", encoding="utf-8")
-        self._events = SummaryWriter(str(run.events), purge_step=step + 1 if step else None)
+    def _refuse(self, error: OSError) -> NoReturn:
+        free = shutil.disk_usage(self._path.parent).free
+        raise CheckpointError(
+            f"{self._path} and events: could not be written: {error.strerror}; {free:,} bytes are free. The checkpoints "
+            "are untouched: make room and start again, or choose another runtime.output."
+        ) from error
 
     def describe(self, row: Mapping[str, Any]) -> None:
         """A row that belongs to no step."""
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        try:
+            write_all(self._file, json.dumps(row).encode() + b"\n")
+        except OSError as error:
+            self._refuse(error)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """One row, and one event for each scalar."""
-        self.describe({"step": step, **scalars})
-        for name, value in scalars.items():
-            self._events.add_scalar(name, value, step)
+        """One row, and one event of all scalars. A scalar that is not finite is null in the row, and not in the event."""
+        finite = {name: value for name, value in scalars.items() if math.isfinite(value)}
+        self.describe({"step": step, **dict.fromkeys(scalars), **finite})
+        try:
+            self._events.add(step, finite)
+        except OSError as error:
+            self._refuse(error)
 
     def close(self) -> None:
-        """Flush both."""
+        """Close both files."""
         self._file.close()
         self._events.close()
 

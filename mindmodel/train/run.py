@@ -1,39 +1,43 @@
-"""A training run from its recipe to its last checkpoint: opens or continues the run folder, builds the step, runs it."""
+"""A training run before MindSpore is loaded: its folder, where it stands, its corpus, and whether it can be at all."""
 
 from __future__ import annotations
 
 import dataclasses
+import shutil
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import Iterator, Mapping, Optional
 
-from mindmodel.checkpoint.load import Checkpoint, newest_checkpoint
+import numpy as np
+
+from mindmodel.checkpoint.index import INDEX_NAME
+from mindmodel.checkpoint.load import Checkpoint, list_checkpoints, newest_checkpoint
 from mindmodel.checkpoint.run_folder import RunFolder
 from mindmodel.data.loader import TrainBatches
 from mindmodel.data.prepare import Corpus, prepare
 from mindmodel.errors import CheckpointError, LayoutError, RecipeError
-from mindmodel.files import write_text_safely
-from mindmodel.recipe.dump import describe, recipe_to_yaml
-from mindmodel.recipe.load import load_run_recipe
+from mindmodel.machine import ascend_devices, memory
+from mindmodel.recipe.dump import describe
+from mindmodel.recipe.estimate import estimate
+from mindmodel.recipe.load import recipe_from_dict
 from mindmodel.recipe.resume import resume_changes, resume_conflicts
-from mindmodel.recipe.rules import resolve_degrees
+from mindmodel.recipe.rules import cpu_computes_in_float32, resolve_degrees
 from mindmodel.recipe.schema import Recipe
 from mindmodel.terminal import Terminal
+from mindmodel.train.init_from import initial_weights
+from mindmodel.train.metrics import read_metrics
 
 
 @dataclass(frozen=True, kw_only=True)
-class OpenedRun:
-    """A run folder that this process owns, and where the run stands.
+class Position:
+    """Where a run stands.
 
     Attributes:
-        recipe: resolved, with the vocabulary's size.
         checkpoint: to go on from; None at the beginning.
-        changes: keys that differ from the run's recipe, a line each.
+        changes: keys that differ from the recipe that the checkpoint was made with, a line each.
     """
 
-    folder: RunFolder
-    recipe: Recipe
-    corpus: Corpus
     checkpoint: Optional[Checkpoint]
     changes: tuple[str, ...]
 
@@ -43,19 +47,94 @@ class OpenedRun:
         return self.checkpoint.index.step if self.checkpoint else 0
 
 
-def one_device(recipe: Recipe) -> Recipe:
+@dataclass(frozen=True, kw_only=True)
+class OpenedRun:
+    """A run that can start.
+
+    Attributes:
+        recipe: resolved, with the vocabulary's size.
+        initial: weights to begin with, of train.init_from; None when there is a checkpoint or they are to be fresh.
+    """
+
+    folder: RunFolder
+    recipe: Recipe
+    corpus: Corpus
+    batches: TrainBatches
+    position: Position
+    initial: Optional[Mapping[str, np.ndarray]]
+
+
+def for_this_machine(recipe: Recipe) -> Recipe:
     """The recipe with its automatic degree filled in for this one process.
 
     Raises:
         LayoutError: if it needs more than one device.
+        RecipeError: if it needs an Ascend device to compute in bfloat16, and there is none.
     """
+    if recipe.runtime.device == "auto" and not ascend_devices():
+        on_cpu = dataclasses.replace(recipe, runtime=dataclasses.replace(recipe.runtime, device="cpu"))
+        for fault in cpu_computes_in_float32(on_cpu):
+            raise RecipeError(f"recipe '{recipe.name}', {fault.key}: {fault.text} This machine has no Ascend device.")
     try:
         return resolve_degrees(recipe, 1)
     except LayoutError as error:
         raise LayoutError(f"{error} `--single` runs it on one device, `--single --shrink` with small sizes.") from error
 
 
+@contextmanager
+def owned(folder: RunFolder) -> Iterator[None]:
+    """Make the run's folder and be its only writer. What was made is removed again when the block fails and left it empty.
+
+    Raises:
+        CheckpointError: if the folder cannot be written, or another process writes to it.
+    """
+    made = [path for path in (folder.path, *folder.path.parents) if not path.exists()]
+    folder.create()
+    with folder.lock():
+        _remove_leftovers(folder.path)
+        try:
+            yield
+        except BaseException:
+            if made and [path.name for path in folder.path.iterdir()] == [".lock"]:
+                shutil.rmtree(folder.path)
+                for parent in made[1:]:
+                    parent.rmdir()
+            raise
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Files that a killed process left half-written, under their temporary names."""
+    for path in folder.glob(".*.tmp"):
+        if path.is_file():
+            path.unlink()
+
+
+def find_position(recipe: Recipe, folder: RunFolder, terminal: Terminal) -> Position:
+    """Where the run in a folder stands; at the beginning if it has saved nothing. The folder must be owned.
+
+    Raises:
+        CheckpointError: if no checkpoint is whole, or the run is one of another model, data, tokenizer or seed.
+    """
+    checkpoint = newest_checkpoint(folder.checkpoints, terminal.say)
+    if checkpoint is None:
+        if damaged := list_checkpoints(folder.checkpoints):
+            names = ", ".join(f"step_{step}" for step in damaged)
+            raise CheckpointError(
+                f"{folder.checkpoints}: no checkpoint is whole ({names}), so the run cannot go on. Restore one of them, "
+                "or delete this folder to begin with step 0 again."
+            )
+        return Position(checkpoint=None, changes=())
+    was = recipe_from_dict(checkpoint.index.recipe, checkpoint.path / INDEX_NAME)
+    _refuse_other_run(was, recipe, folder.path)
+    return Position(checkpoint=checkpoint, changes=describe(resume_changes(was, recipe)))
+
+
 def _refuse_other_run(was: Recipe, recipe: Recipe, where: Path) -> None:
+    if was.data.source is None and was.data.path is None:
+        raise CheckpointError(
+            f"{where}: holds an imported model, not a training run. Train from it with train.init_from={where} and "
+            "another runtime.output."
+        )
     conflicts = describe(resume_conflicts(was, recipe))
     if conflicts:
         raise CheckpointError(
@@ -64,30 +143,47 @@ def _refuse_other_run(was: Recipe, recipe: Recipe, where: Path) -> None:
         )
 
 
+def open_run(recipe: Recipe, folder: RunFolder, position: Position, terminal: Terminal) -> OpenedRun:
+    """Make or verify the corpus, and check what can be checked before MindSpore is loaded. The folder must be owned.
+
+    Raises:
+        CheckpointError: if metrics.jsonl is damaged, or train.init_from does not fit.
+        ConversionError: if train.init_from is a Hugging Face folder that cannot be read.
+        DataError: if the corpus cannot be made, is damaged or too small.
+        RecipeError: if the vocabulary is smaller than the tokenizer's, or the model larger than this machine.
+    """
+    read_metrics(folder.metrics_file)
+    if recipe.model.vocab_size is not None:
+        _refuse_too_large(recipe)
+    corpus = prepare(recipe.data, folder.path, terminal.status)
+    recipe = _with_vocab_size(recipe, corpus.tokenizer.vocab_size)
+    _refuse_too_large(recipe)
+    fresh = position.checkpoint is None and recipe.train.init_from is not None
+    return OpenedRun(
+        folder=folder,
+        recipe=recipe,
+        corpus=corpus,
+        batches=TrainBatches(corpus.train, recipe.data.seq_len, recipe.train.seed),
+        position=position,
+        initial=initial_weights(recipe) if fresh else None,
+    )
+
+
 def _with_vocab_size(recipe: Recipe, tokenizer_size: int) -> Recipe:
     size = recipe.model.vocab_size or tokenizer_size
     if size < tokenizer_size:
         raise RecipeError(
-            f"{recipe.name}, model.vocab_size: {size} is smaller than the tokenizer's {tokenizer_size} tokens. "
+            f"recipe '{recipe.name}', model.vocab_size: {size} is smaller than the tokenizer's {tokenizer_size} tokens. "
             f"Use {tokenizer_size} or more, or leave it out."
         )
     return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, vocab_size=size))
 
 
-def open_run_folder(recipe: Recipe, folder: RunFolder, terminal: Terminal) -> OpenedRun:
-    """Open the run folder of a recipe, which must be locked: a new run, or the one that it holds.
-
-    Raises:
-        CheckpointError: if it holds a run of another model, data, tokenizer or seed.
-        DataError: if the corpus cannot be made or is damaged.
-    """
-    changes: tuple[str, ...] = ()
-    if folder.exists():
-        was = load_run_recipe(folder.recipe_file)
-        _refuse_other_run(was, recipe, folder.path)
-        changes = describe(resume_changes(was, recipe))
-    checkpoint = newest_checkpoint(folder.checkpoints, terminal.say)
-    corpus = prepare(recipe.data, folder.path, terminal.status)
-    recipe = _with_vocab_size(recipe, corpus.tokenizer.vocab_size)
-    write_text_safely(folder.recipe_file, recipe_to_yaml(recipe))
-    return OpenedRun(folder=folder, recipe=recipe, corpus=corpus, checkpoint=checkpoint, changes=changes)
+def _refuse_too_large(recipe: Recipe) -> None:
+    """Weights, gradients and moments alone must fit into main memory."""
+    needed, machine = estimate(recipe, recipe.model.vocab_size).state_bytes, memory()
+    if machine is not None and needed > machine.total_bytes:
+        raise RecipeError(
+            f"recipe '{recipe.name}', model: weights, gradients and moments are {needed / 2**30:,.1f} GiB; this machine "
+            f"has {machine.total_bytes / 2**30:,.1f} GiB. Use smaller sizes, or --shrink to try the same structure."
+        )

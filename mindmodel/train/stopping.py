@@ -8,11 +8,14 @@ from typing import Any, Optional
 
 from mindmodel.recipe.schema import TrainSection
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 class Stopper:
     """Notes a signal; the loop asks after every step. The second signal of a kind interrupts at once.
+
+    Until `begin` there is nothing to save and a signal ends the process at once: while MindSpore compiles, Python cannot
+    handle one. A signal that the parent process has told this one to ignore, as nohup does, stays ignored.
 
     Use as a context manager: the handlers that stood before come back at the end.
     """
@@ -20,11 +23,12 @@ class Stopper:
     def __init__(self, train: TrainSection) -> None:
         self._deadline = time.monotonic() + 3600 * train.max_hours if train.max_hours else float("inf")
         self._stop_at = train.stop_at
-        self._saves = False
+        self._received: set[int] = set()
         self.signal: Optional[str] = None
 
     def __enter__(self) -> "Stopper":
-        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        self._before = {number: signal.signal(number, signal.SIG_DFL) for number in heeded}
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -32,13 +36,15 @@ class Stopper:
             signal.signal(number, handler)
 
     def begin(self) -> None:
-        """From the first step on there is something to save; before it, a signal ends the process at once."""
-        self._saves = True
+        """From the first step on there is something to save."""
+        for number in self._before:
+            signal.signal(number, self._note)
 
     def _note(self, number: int, _frame: Any) -> None:
-        if not self._saves or self.signal is not None:
+        if number in self._received:
             raise KeyboardInterrupt
-        self.signal = signal.Signals(number).name
+        self._received.add(number)
+        self.signal = self.signal or signal.Signals(number).name
 
     def reason(self, step: int) -> Optional[str]:
         """Why to stop after this step, or None."""

@@ -1,0 +1,162 @@
+"""The folder of compiled kernels: one owner, verified content, and never a reason to stop."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mindmodel.parallel import graph_cache
+from mindmodel.parallel.graph_cache import GraphCache
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    """A cache of the test's own; MindSpore's variable comes back."""
+    monkeypatch.setenv("MINDMODEL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("MS_COMPILER_CACHE_PATH", os.environ.get("MS_COMPILER_CACHE_PATH", ""))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """Opens caches as processes of their own would: the lock of each is given back on request."""
+    caches = []
+
+    def open_cache():
+        for cache in caches:
+            if hasattr(cache, "_lock"):
+                os.close(cache._lock)
+                del cache._lock
+        caches.append(GraphCache())
+        return caches[-1]
+
+    yield open_cache
+    for cache in caches:
+        if hasattr(cache, "_lock"):
+            os.close(cache._lock)
+
+
+def compile_into(cache, name="kernel.so", content="whole"):
+    with cache.compiling():
+        Path("log_of_the_compiler").write_text("")
+        (cache.folder / name).write_text(content)
+
+
+def test_the_folder_is_private_and_mindspore_is_told(opened, home):
+    cache = opened()
+    assert cache.folder.is_relative_to(home / "graphs")
+    assert stat.S_IMODE(cache.folder.stat().st_mode) == 0o700
+    assert os.environ["MS_COMPILER_CACHE_PATH"] == str(cache.folder)
+
+
+def test_what_was_compiled_in_full_is_there_the_next_time(opened):
+    compile_into(opened())
+    assert (opened().folder / "kernel.so").read_text() == "whole"
+
+
+def test_what_a_killed_process_left_is_removed(opened):
+    cache = opened()
+    compile_into(cache)
+    (cache.folder / "deep").mkdir()
+    (cache.folder / "deep" / "half.so").write_text("ha")
+    folder = opened().folder
+    assert (folder / "kernel.so").exists() and not (folder / "deep" / "half.so").exists()
+
+
+def test_a_file_that_was_altered_is_removed(opened):
+    cache = opened()
+    compile_into(cache)
+    (cache.folder / "kernel.so").write_text("evil!")
+    assert not (opened().folder / "kernel.so").exists()
+
+
+@pytest.mark.parametrize("manifest", ["", "[]", "{", '{"kernel.so": 7}'])
+def test_with_a_damaged_manifest_nothing_is_kept(manifest, opened):
+    cache = opened()
+    compile_into(cache)
+    (cache.folder / "manifest.json").write_text(manifest)
+    assert not (opened().folder / "kernel.so").exists()
+
+
+def test_while_compiling_the_terminal_is_quiet_and_the_working_folder_clean(opened, tmp_path, monkeypatch, capfd):
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    cache = opened()
+    with cache.compiling():
+        os.write(1, b"chatter\n")
+        os.write(2, b"more\n")
+        Path("dsa_transfrom.log").write_text("")
+    print("after")
+    assert capfd.readouterr() == ("after\n", "")
+    assert Path.cwd() == tmp_path / "work" and not list(Path.cwd().iterdir())
+    assert (cache.folder / "compile.log").read_text() == "chatter\nmore\n"
+
+
+def test_when_compiling_fails_the_terminal_and_the_folder_come_back(opened, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    cache = opened()
+    with pytest.raises(RuntimeError, match="no"):
+        with cache.compiling():
+            (cache.folder / "half.so").write_text("")
+            raise RuntimeError("no")
+    print("after")
+    assert capfd.readouterr().out == "after\n" and Path.cwd() == tmp_path
+    assert not (opened().folder / "half.so").exists()
+
+
+SECOND = """
+from mindmodel.parallel.graph_cache import GraphCache
+cache = GraphCache()
+with cache.compiling():
+    (cache.folder / "kernel.so").write_text("")
+print(cache.folder)
+"""
+
+
+def test_a_second_process_gets_a_folder_of_its_own_that_goes_with_it(opened):
+    first = opened()
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", SECOND], cwd=root, capture_output=True, text=True, check=True)
+    second = Path(done.stdout.strip())
+    assert second != first.folder and not second.exists()
+    assert not (first.folder / "kernel.so").exists()
+
+
+@pytest.mark.parametrize("place", ["/proc/nowhere", "{}/file/cache"])
+def test_a_home_that_cannot_be_written_is_no_reason_to_stop(place, opened, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MINDMODEL_CACHE", place.format(tmp_path))
+    cache = opened()
+    compile_into(cache)
+    assert (cache.folder / "kernel.so").exists() and "mindmodel-graphs-" in cache.folder.name
+
+
+def test_a_home_that_nobody_knows_is_no_reason_to_stop(opened, monkeypatch):
+    def unknown():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(graph_cache, "cache_folder", unknown)
+    assert "mindmodel-graphs-" in opened().folder.name
+
+
+def test_a_relative_cache_does_not_move_with_the_working_folder(opened, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MINDMODEL_CACHE", "here")
+    cache = opened()
+    compile_into(cache)
+    assert cache.folder.is_relative_to(tmp_path / "here") and (cache.folder / "manifest.json").exists()
+
+
+def test_a_full_disk_costs_only_the_manifest(opened, monkeypatch):
+    def full(path, text):
+        raise OSError(28, "No space left on device")
+
+    cache = opened()
+    monkeypatch.setattr(graph_cache, "write_text_safely", full)
+    compile_into(cache)
+    assert not (opened().folder / "kernel.so").exists()
