@@ -41,7 +41,8 @@ def fill(parameters: Iterable[Parameter], arrays: Mapping[str, np.ndarray], wher
     named = {parameter.name: parameter for parameter in parameters}
     found = _differences(named, arrays)
     if found:
-        shown = "; ".join(found[:SHOWN_DIFFERENCES]) + ("; ..." if len(found) > SHOWN_DIFFERENCES else "")
+        more = len(found) - SHOWN_DIFFERENCES
+        shown = "; ".join(found[:SHOWN_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
         raise CheckpointError(f"{where}: does not fit this recipe's model: {shown}. Use the recipe it was made with.")
     for name, parameter in named.items():
         parameter.set_data(Tensor(np.array(arrays[name], dtype=np.float32)))

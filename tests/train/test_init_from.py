@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from mindmodel.checkpoint.run_folder import RunFolder
+from mindmodel.checkpoint.save import save_checkpoint
 from mindmodel.convert.hf import from_hf, to_hf
+from mindmodel.data.tokenizer import train_tokenizer
 from mindmodel.errors import CheckpointError, ConversionError
 from mindmodel.models.family import parameter_shapes
 from mindmodel.recipe.dump import recipe_to_dict, recipe_to_yaml
 from mindmodel.recipe.load import load_recipe
-from mindmodel.checkpoint.save import save_checkpoint
 from mindmodel.train.init_from import initial_weights, keep_origin
 
 RECIPE = """
@@ -41,6 +42,8 @@ def run(recipe, weights, tmp_path):
     folder = RunFolder(tmp_path / "run")
     folder.create()
     folder.recipe_file.write_text(recipe_to_yaml(recipe))
+    folder.tokenizer.mkdir()
+    train_tokenizer(["one two three\n" * 9], 260).copy_to(folder.tokenizer)
     save_checkpoint(
         folder.checkpoints, step=3, samples=3, tokens=24, weights=weights, optimizer={}, recipe=recipe_to_dict(recipe),
         versions={}, random={}, layout={}, keep=1, keep_every=0,

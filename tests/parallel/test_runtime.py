@@ -1,0 +1,43 @@
+"""The device, and what stands in the environment before MindSpore is loaded."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from mindmodel.errors import LayoutError
+from mindmodel.parallel.environment import prepare_environment
+from mindmodel.recipe.schema import RuntimeSection
+
+
+def test_ascend_without_a_device_is_refused(runtime, monkeypatch):
+    from mindmodel.parallel import runtime as module
+
+    monkeypatch.setattr(module, "ascend_devices", lambda: 0)
+    monkeypatch.setattr(module, "GraphCache", lambda: None)
+    with pytest.raises(LayoutError, match="runtime.device: 'ascend' is asked for .* Use cpu or auto."):
+        module.start_runtime(RuntimeSection(device="ascend"))
+
+
+def test_the_peak_is_measured_and_named(runtime):
+    from mindmodel.parallel.runtime import peak_flops
+
+    peak, name = peak_flops(runtime)
+    assert peak > 1e9 and f"1024x1024x1024 on {runtime.threads} CPU threads" in name
+
+
+def test_what_the_user_has_set_stays_except_the_threads_of_the_recipe(monkeypatch):
+    monkeypatch.setattr(os, "environ", {"GLOG_v": "1", "OMP_NUM_THREADS": "7"})
+    prepare_environment()
+    assert os.environ["GLOG_v"] == "1" and os.environ["OMP_NUM_THREADS"] == "7"
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    prepare_environment(3)
+    assert os.environ["OMP_NUM_THREADS"] == "3"
+
+
+def test_preparing_the_environment_loads_no_mindspore():
+    code = "import sys, mindmodel.parallel.environment; print('mindspore' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
