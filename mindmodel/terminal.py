@@ -88,8 +88,8 @@ class Terminal:
     def working(self, text: str) -> Iterator[None]:
         """A moving line while something runs that cannot report.
 
-        It is drawn by a small process of its own: MindSpore's compiler holds Python's lock for many seconds. The process
-        ends with this one, however this one ends.
+        It is drawn by a small process of its own: MindSpore's compiler holds Python's lock for many seconds. That
+        process ends with this one, however this one ends.
         """
         if not self.moves:
             self.say(f"{text} ...")
@@ -104,8 +104,7 @@ class Terminal:
         try:
             yield
         finally:
-            ticker.stdin.close()
-            ticker.wait()
+            ticker.communicate()  # its standard input ends
         self.say(f"{text}: {duration(time.monotonic() - start)}")
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
+from types import SimpleNamespace
 
 import pytest
 
 from mindmodel.parallel.environment import prepare_environment
 
 prepare_environment()  # before any test imports mindspore
+sys.path.append(os.path.dirname(__file__))  # for graph.py
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -30,3 +33,14 @@ def runtime(cache_of_the_tests):
 def compiling(runtime):
     """A block in which graphs may be compiled: what the compiler prints and writes stays out of the way."""
     return runtime.cache.compiling
+
+
+@pytest.fixture
+def kernels_of(runtime, monkeypatch):
+    """Function: Cells made from now on in this test take the kernels of a device, `CPU` or `Ascend`, on any machine."""
+    from mindmodel.layers import kernels
+
+    def choose(device: str) -> None:
+        monkeypatch.setattr(kernels, "ms", SimpleNamespace(get_context={"device_target": device}.__getitem__))
+
+    return choose

@@ -28,7 +28,7 @@ def screen(monkeypatch):
 
 @pytest.mark.parametrize(
     "seconds, words",
-    [(0, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (185, "3 min 05 s"), (3599.6, "1 h 00 min"), (7800, "2 h 10 min")],
+    [(0, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (185, "3 min 05 s"), (3600, "1 h 00 min"), (7800, "2 h 10 min")],
 )
 def test_durations_are_written_as_people_write_them(seconds, words):
     assert duration(seconds) == words

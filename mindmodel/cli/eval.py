@@ -59,7 +59,8 @@ def _tokens(args: argparse.Namespace, folder: RunFolder, recipe: Recipe, tempora
     else:
         tokens = text_tokens(args.text, Tokenizer.load(folder.tokenizer), temporary)
     if tokens.num_tokens < 2:
-        raise DataError(f"{args.text or folder.path}: fewer than two tokens to evaluate on. Name a longer text: --text FILE.")
+        where = args.text or folder.path
+        raise DataError(f"{where}: fewer than two tokens to evaluate on. Name a longer text: --text FILE.")
     return tokens
 
 

@@ -99,8 +99,8 @@ def _failures_in_a_line() -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise TrainingError(f"MindSpore failed: {first.rstrip('.')}. The same command with --debug shows all.") from error
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+        raise TrainingError(f"MindSpore failed: {first}. The same command with --debug shows all.") from error
 
 
 def _introduce(opened: OpenedRun, terminal: Terminal, machine: str) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from mindspore import Parameter, Tensor, nn, ops
+from mindspore import Parameter, Tensor
 from mindspore import dtype as mstype
+from mindspore import nn, ops
 
 from mindmodel.layers.attention import Attention
 from mindmodel.layers.cpu import RotateCPU
@@ -16,8 +17,8 @@ from mindmodel.recipe.schema import ModelSection
 class CachedAttention(nn.Cell):
     """An attention layer's weights over a cache of `num_slots` tokens a sequence.
 
-    Inputs: x [B n, hidden_size] of n new tokens; cos and sin of their positions [n, d]; rows int32 [B K n], where in the
-    cache their keys go; mask [n, num_slots], 0 where a new token may look and -1e9 elsewhere.
+    Inputs: x [B n, hidden_size] of n new tokens; cos and sin of their positions [n, d]; rows int32 [B K n], where in
+    the cache their keys go; mask [n, num_slots], 0 where a new token may look and -1e9 elsewhere.
     Outputs: [B n, hidden_size].
     """
 

@@ -73,8 +73,8 @@ class Generator:
     def compile(self, prompt: Sequence[int]) -> None:
         """Compile the graphs for prompts of this length, so that the first token does not seem slow."""
         for num_new in (self._padded(len(prompt)), 1):
-            zeros = [Tensor(np.zeros(shape, np.int32)) for shape in ((self._num_sequences, num_new), num_new, self._num_sequences)]
-            self._graph.compile(*zeros)
+            shapes = (self._num_sequences, num_new), num_new, self._num_sequences
+            self._graph.compile(*(Tensor(np.zeros(shape, np.int32)) for shape in shapes))
 
     def _padded(self, length: int) -> int:
         return min(-(-length // PROMPT_STEP) * PROMPT_STEP, self._num_slots)

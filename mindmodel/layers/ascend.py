@@ -1,18 +1,26 @@
-"""Ascend's fused operators behind the same interfaces as the CPU's formulas in cpu.py."""
+"""Ascend's fused operators behind the same interfaces as the CPU's formulas in cpu.py.
+
+No backward pass is by hand: semi-automatic parallelism cuts a `construct` over devices, not a `bprop`.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 from mindspore import Tensor, mint, nn, ops
 from mindspore import dtype as mstype
-from mindspore.ops.auto_generate import RmsNorm, RotaryPositionEmbedding, Swiglu
+from mindspore.ops.auto_generate import RmsNorm, RotaryPositionEmbedding, SplitWithSize, Swiglu
 from mindspore.ops.operations.nn_ops import FlashAttentionScore
 
 COMPRESSED_MASK_SIZE = 2048  # sparse_mode 2 takes one causal mask of this size for every sequence length
 
 
 class RMSNormAscend(nn.Cell):
-    """x / rms(x) * weight. Inputs: x [T, D], weight [D]. Outputs: [T, D]."""
+    """x / rms(x) * weight, float32 inside the operator.
+
+    The weight is handed over in x's dtype, for only then does MindSpore fuse the residual's addition into it.
+
+    Inputs: x [T, D], weight float32 [D]. Outputs: [T, D].
+    """
 
     def __init__(self, size: int, eps: float):
         super().__init__()
@@ -47,6 +55,7 @@ class CausalAttentionAscend(nn.Cell):
         self.group_size = num_heads // num_kv_heads
         self.cos, self.sin = (Tensor(table.reshape(1, -1, 1, head_size)) for table in (cos, sin))
         self.mask = Tensor(np.triu(np.ones((COMPRESSED_MASK_SIZE, COMPRESSED_MASK_SIZE), np.uint8), 1))
+        self.split = SplitWithSize()  # mint.split makes strided views
         self.rope = RotaryPositionEmbedding()
         self.flash_attention = FlashAttentionScore(
             num_heads, scale_value=head_size**-0.5, next_tokens=0, input_layout="BSH", sparse_mode=2
@@ -55,7 +64,7 @@ class CausalAttentionAscend(nn.Cell):
     def construct(self, x, q_norm, k_norm):
         seq_len, size = self.seq_len, self.head_size
         heads = x.reshape((-1, seq_len, self.num_kv_heads, self.group_size + 2, size))
-        q, k, v = mint.split(heads, (self.group_size, 1, 1), 3)
+        q, k, v = self.split(heads, (self.group_size, 1, 1), 3)
         if q_norm is not None:
             q, k = q_norm(q.reshape((-1, size))), k_norm(k.reshape((-1, size)))
         cos, sin = ops.cast(self.cos, x.dtype), ops.cast(self.sin, x.dtype)
@@ -69,30 +78,36 @@ class CausalAttentionAscend(nn.Cell):
 
 
 class CrossEntropyAscend(nn.Cell):
-    """Cross entropy and squared log-denominator, summed over the rows whose label is not negative.
+    """Cross entropy and squared log-denominator in float32, summed over the rows whose label is not negative.
 
-    Inputs: logits [T, V], labels int32 [T]. Outputs: two scalars and the log-denominators [T, 1].
+    Inputs: logits [T, V], labels int32 [T]. Outputs: two float32 scalars and the log-denominators [T, 1].
     """
 
     def __init__(self, vocab_size: int):
         super().__init__()
-        self.vocab_size = vocab_size
         self.max_rows = ops.ReduceMax(keep_dims=True)
-        self.sum_rows = ops.ReduceSum(keep_dims=True)
-        self.sum = ops.ReduceSum()
-        self.one_hot = ops.OneHot()
+        self.pick = ops.GatherD()
 
     def construct(self, logits, labels):
-        logits = ops.cast(logits, mstype.float32)
-        keep = ops.cast(labels >= 0, mstype.float32).reshape((-1, 1))
+        labels, logits = labels.reshape((-1, 1)), ops.cast(logits, mstype.float32)
+        keep = ops.cast(labels >= 0, mstype.float32)
         largest = ops.stop_gradient(self.max_rows(logits, (1,)))
         shifted = logits - largest
-        log_sum = ops.log(self.sum_rows(ops.exp(shifted), (1,)))
-        hit = self.one_hot(labels, self.vocab_size, Tensor(1.0, mstype.float32), Tensor(0.0, mstype.float32))
-        picked = self.sum_rows(shifted * hit, (1,))
-        log_sum_of_logits = log_sum + largest
-        return (
-            self.sum((log_sum - picked) * keep),
-            self.sum(log_sum_of_logits * log_sum_of_logits * keep),
-            log_sum_of_logits,
-        )
+        log_sum = ops.log(mint.sum(ops.exp(shifted), 1, True))
+        entropy = log_sum - self.pick(shifted, 1, ops.maximum(labels, 0))
+        log_sum = log_sum + largest
+        return mint.sum(entropy * keep), mint.sum(log_sum * log_sum * keep), log_sum
+
+
+class SquareSumAscend(nn.Cell):
+    """Sum of the squares. Inputs: x float32 of any shape. Outputs: scalar."""
+
+    def construct(self, x):
+        return mint.sum(mint.square(x))
+
+
+class FiniteOrZeroAscend(nn.Cell):
+    """x * scale, and zero where x is not finite. Inputs: x float32 of any shape, scale at most 1. Outputs: as x."""
+
+    def construct(self, x, scale):
+        return mint.nan_to_num(x, 0.0, 0.0, 0.0) * scale

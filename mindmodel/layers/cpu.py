@@ -2,14 +2,21 @@
 
 MindSpore's automatic gradients of these recompute and materialise more. Activations are 2-D, since 3-D matmuls take a
 slower kernel; sums over columns are matmuls with a row of ones, which are several times faster than a reduction.
+
+In bfloat16 the norms, the softmax and the loss are float32 inside, as in Hugging Face's models; such a graph compiles, but
+MindSpore has not every kernel for it on CPU.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor
+from mindspore import dtype as mstype
+from mindspore import nn, ops
 
 from mindmodel.layers.rope import rotation_matrix
+
+LARGEST_FLOAT = 3.4e38
 
 
 class RMSNormCPU(nn.Cell):
@@ -30,15 +37,17 @@ class RMSNormCPU(nn.Cell):
         return ops.rsqrt(self.sum_rows(x * x, (1,)) * self.inverse_size + self.eps)
 
     def construct(self, x, weight):
-        return x * self._inverse_rms(x) * weight
+        x32 = ops.cast(x, mstype.float32)
+        return ops.cast(x32 * self._inverse_rms(x32), x.dtype) * ops.cast(weight, x.dtype)
 
     def bprop(self, x, weight, out, dout):
-        inverse_rms = self._inverse_rms(x)
-        unit = x * inverse_rms
+        x32, dout = ops.cast(x, mstype.float32), ops.cast(dout, mstype.float32)
+        inverse_rms = self._inverse_rms(x32)
+        unit = x32 * inverse_rms
         scaled = dout * weight
         dx = (scaled - unit * (self.sum_rows(scaled * unit, (1,)) * self.inverse_size)) * inverse_rms
-        dweight = self.matmul(ops.ones((1, x.shape[0]), x.dtype), dout * unit).reshape((-1,))
-        return dx, dweight
+        dweight = self.matmul(ops.ones((1, x.shape[0]), mstype.float32), dout * unit).reshape((-1,))
+        return ops.cast(dx, x.dtype), dweight
 
 
 class SwiGLUCPU(nn.Cell):
@@ -111,8 +120,8 @@ class RotateCPU(nn.Cell):
         self.matmul = ops.MatMul()
 
     def construct(self, x, cos, sin):
-        turned = self.matmul(x.reshape((-1, x.shape[2])), self.rotation).reshape(x.shape)
-        return x * cos + turned * sin
+        turned = self.matmul(x.reshape((-1, x.shape[2])), ops.cast(self.rotation, x.dtype)).reshape(x.shape)
+        return x * ops.cast(cos, x.dtype) + turned * ops.cast(sin, x.dtype)
 
 
 class AttentionCoreCPU(nn.Cell):
@@ -132,17 +141,19 @@ class AttentionCoreCPU(nn.Cell):
 
     def construct(self, q, k, v, mask):
         seq_len = k.shape[1]
-        scores = self.scores(q, k)
+        scores = ops.cast(self.scores(q, k), mstype.float32)
         probabilities = self.softmax(scores.reshape((-1, seq_len, seq_len)) + mask).reshape(scores.shape)
+        probabilities = ops.cast(probabilities, v.dtype)
         return self.mix(probabilities, v), probabilities
 
     def bprop(self, q, k, v, mask, out, dout):
         attended, probabilities = out
         dattended = dout[0]
-        row_sums = self.sum_rows((dattended * attended).reshape((-1, q.shape[2])), (1,))
-        dprobabilities = self.scores(dattended, v).reshape((-1, k.shape[1]))
-        dscores = probabilities.reshape((-1, k.shape[1])) * (dprobabilities - row_sums)
-        dscores = dscores.reshape(probabilities.shape)
+        products = ops.cast(dattended, mstype.float32) * ops.cast(attended, mstype.float32)
+        row_sums = self.sum_rows(products.reshape((-1, q.shape[2])), (1,))
+        dprobabilities = ops.cast(self.scores(dattended, v), mstype.float32).reshape((-1, k.shape[1]))
+        dscores = ops.cast(probabilities, mstype.float32).reshape((-1, k.shape[1])) * (dprobabilities - row_sums)
+        dscores = ops.cast(dscores, q.dtype).reshape(probabilities.shape)
         dq, dk = self.mix(dscores, k), self.mix_transposed(dscores, q)
         return dq, dk, self.mix_transposed(probabilities, dattended), ops.zeros_like(mask)
 
@@ -182,7 +193,7 @@ class CrossEntropyCPU(nn.Cell):
     The exponentials are those of the softmax kernels: `ops.exp` in a fused graph is off by up to 3e-4 and turns an
     infinity into a finite number.
 
-    Inputs: logits [T, V], labels int32 [T]. Outputs: two scalars and the log-denominators [T, 1].
+    Inputs: logits [T, V], labels int32 [T]. Outputs: two float32 scalars and the log-denominators [T, 1].
     Source: z-loss as in PaLM (arXiv 2204.02311) section 5.
     """
 
@@ -195,8 +206,8 @@ class CrossEntropyCPU(nn.Cell):
         self.pick = ops.GatherD()
 
     def construct(self, logits, labels):
-        labels = labels.reshape((-1, 1))
-        keep = ops.cast(labels >= 0, logits.dtype)
+        labels, logits = labels.reshape((-1, 1)), ops.cast(logits, mstype.float32)
+        keep = ops.cast(labels >= 0, mstype.float32)
         labels = ops.maximum(labels, 0)
         log_probability = self.pick(self.log_softmax(logits), 1, labels)
         log_sum = self.pick(logits, 1, labels) - log_probability
@@ -204,7 +215,28 @@ class CrossEntropyCPU(nn.Cell):
 
     def bprop(self, logits, labels, out, dout):
         column = labels.reshape((-1, 1))
-        keep = ops.cast(column >= 0, logits.dtype)
+        keep = ops.cast(column >= 0, mstype.float32)
         row_scale = keep * (dout[0] + 2.0 * dout[1] * out[2])
-        hit = ops.cast(self.columns == column, logits.dtype)
-        return self.softmax(logits) * row_scale - hit * dout[0], ops.zeros_like(labels)
+        hit = ops.cast(self.columns == column, mstype.float32)
+        dlogits = self.softmax(ops.cast(logits, mstype.float32)) * row_scale - hit * dout[0]
+        return ops.cast(dlogits, logits.dtype), ops.zeros_like(labels)
+
+
+class SquareSumCPU(nn.Cell):
+    """Sum of the squares, as the product of a row with itself. Inputs: x float32 of any shape. Outputs: scalar."""
+
+    def __init__(self):
+        super().__init__()
+        self.dot = ops.MatMul(transpose_b=True)
+
+    def construct(self, x):
+        row = x.reshape((1, -1))
+        return self.dot(row, row).reshape(())
+
+
+class FiniteOrZeroCPU(nn.Cell):
+    """x * scale, and zero where that is not finite. Inputs: x float32 of any shape, scale a scalar. Outputs: as x."""
+
+    def construct(self, x, scale):
+        scaled = x * scale
+        return ops.select(ops.abs(scaled) <= LARGEST_FLOAT, scaled, ops.zeros_like(scaled))

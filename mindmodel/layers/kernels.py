@@ -8,12 +8,14 @@ import mindspore as ms
 
 
 class Kernels(NamedTuple):
-    """Cell classes with the same interface on every device."""
+    """Cell classes with the same interface on every device: those of the layers, and those of the optimizer."""
 
     rms_norm: type
     swiglu: type
     causal_attention: type
     cross_entropy: type
+    square_sum: type
+    finite_or_zero: type
 
 
 def device_kernels() -> Kernels:
@@ -22,8 +24,20 @@ def device_kernels() -> Kernels:
         from mindmodel.layers import ascend
 
         return Kernels(
-            ascend.RMSNormAscend, ascend.SwiGLUAscend, ascend.CausalAttentionAscend, ascend.CrossEntropyAscend
+            rms_norm=ascend.RMSNormAscend,
+            swiglu=ascend.SwiGLUAscend,
+            causal_attention=ascend.CausalAttentionAscend,
+            cross_entropy=ascend.CrossEntropyAscend,
+            square_sum=ascend.SquareSumAscend,
+            finite_or_zero=ascend.FiniteOrZeroAscend,
         )
     from mindmodel.layers import cpu
 
-    return Kernels(cpu.RMSNormCPU, cpu.SwiGLUCPU, cpu.CausalAttentionCPU, cpu.CrossEntropyCPU)
+    return Kernels(
+        rms_norm=cpu.RMSNormCPU,
+        swiglu=cpu.SwiGLUCPU,
+        causal_attention=cpu.CausalAttentionCPU,
+        cross_entropy=cpu.CrossEntropyCPU,
+        square_sum=cpu.SquareSumCPU,
+        finite_or_zero=cpu.FiniteOrZeroCPU,
+    )

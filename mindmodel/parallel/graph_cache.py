@@ -1,8 +1,8 @@
-"""Where compiled graph kernels are kept between runs: a private folder whose files are verified before MindSpore loads one.
+"""Where compiled graph kernels are kept between runs: a private folder, verified before MindSpore loads a file of it.
 
-MindSpore writes the shared objects of fused kernels below MS_COMPILER_CACHE_PATH and loads what it finds there by name. A
-process that is killed can leave half of one behind, and two compiling at once can overwrite each other; so the folder has
-one owner at a time, and a manifest of checksums that is renewed after each compilation decides what may stay.
+MindSpore writes the shared objects of fused kernels below MS_COMPILER_CACHE_PATH and loads what it finds there by name.
+A process that is killed can leave half of one behind, and two compiling at once can overwrite each other; so the folder
+has one owner at a time, and a manifest of checksums that is renewed after each compilation decides what may stay.
 """
 
 from __future__ import annotations

@@ -45,7 +45,9 @@ def _refuse_other_model(where: Path, theirs: Mapping[str, Any], recipe: Recipe) 
         if name not in NOT_COMPARED and theirs.get(name) != value
     ]
     if found:
-        raise CheckpointError(f"train.init_from={where}: another architecture: {'; '.join(found)}. Change the recipe's model.")
+        raise CheckpointError(
+            f"train.init_from={where}: another architecture: {'; '.join(found)}. Change the recipe's model."
+        )
 
 
 def initial_weights(recipe: Recipe) -> Mapping[str, np.ndarray]:
@@ -69,7 +71,7 @@ def initial_weights(recipe: Recipe) -> Mapping[str, np.ndarray]:
 def keep_origin(recipe: Recipe, run: RunFolder) -> None:
     """Copy the configuration of an imported model into the run that begins with it.
 
-    The export of the run then restores what only that file says: its unused rows of the vocabulary, its longest context.
+    The export of the run then restores what only that file says: unused rows of the vocabulary, the longest context.
     """
     path = Path(str(recipe.train.init_from))
     origin = path if (path / CONFIG).is_file() else resolve_weights(path)[0].huggingface

@@ -126,8 +126,8 @@ class Training:
         found = f"step {step}: loss {loss}, gradient norm {norm}: not finite"
         if self.recipe.train.check_finite == "stop":
             raise TrainingError(
-                f"{found}. The weights were not touched. Use a smaller optim.peak_lr, or train.check_finite=skip to pass "
-                "over such steps."
+                f"{found}. The weights were not touched. Use a smaller optim.peak_lr, or train.check_finite=skip to "
+                "pass over such steps."
             )
         self.terminal.say(f"{found}; the weights stay as they were.")
 

@@ -7,12 +7,12 @@ import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Mapping, NoReturn
+from typing import Any, Mapping, NoReturn, Optional
 
 from mindmodel.checkpoint.run_folder import RunFolder
 from mindmodel.errors import CheckpointError
 from mindmodel.files import write_text_safely
-from mindmodel.train.events import EventFile, write_all
+from mindmodel.train.events import EventFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ def _row(line: bytes, where: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         row = None
     if not isinstance(row, dict) or not isinstance(row.get("step", 0), int):
-        raise CheckpointError(f"{where}: not a row of metrics. Mend or remove the file; the checkpoints do not need it.")
+        raise CheckpointError(f"{where}: not a row of metrics. Mend or remove the file: no checkpoint needs it.")
     return row
 
 
@@ -90,19 +90,21 @@ class Metrics:
     def _refuse(self, error: OSError) -> NoReturn:
         free = shutil.disk_usage(self._path.parent).free
         raise CheckpointError(
-            f"{self._path} and events: could not be written: {error.strerror}; {free:,} bytes are free. The checkpoints "
-            "are untouched: make room and start again, or choose another runtime.output."
+            f"{self._path} and events: could not be written: {error.strerror}; {free:,} bytes are free. The "
+            "checkpoints are untouched: make room and start again, or choose another runtime.output."
         ) from error
 
     def describe(self, row: Mapping[str, Any]) -> None:
         """A row that belongs to no step."""
         try:
-            write_all(self._file, json.dumps(row).encode() + b"\n")
+            line = json.dumps(row).encode() + b"\n"
+            while line:  # unbuffered: on a disk that is nearly full a part is taken, and the next attempt fails
+                line = line[self._file.write(line) :]
         except OSError as error:
             self._refuse(error)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """One row, and one event of all scalars. A scalar that is not finite is null in the row, and not in the event."""
+        """One row, and one event of all scalars. One that is not finite is null in the row, and not in the event."""
         finite = {name: value for name, value in scalars.items() if math.isfinite(value)}
         self.describe({"step": step, **dict.fromkeys(scalars), **finite})
         try:
@@ -113,10 +115,17 @@ class Metrics:
     def close(self) -> None:
         """Close both files."""
         self._file.close()
-        self._events.close()
+        try:
+            self._events.close()
+        except OSError as error:
+            self._refuse(error)
 
     def __enter__(self) -> "Metrics":
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        self.close()
+    def __exit__(self, kind: Optional[type[BaseException]], *_: Any) -> None:
+        try:
+            self.close()
+        except CheckpointError:
+            if kind is None:  # else the disk is full, and that has been said
+                raise

@@ -5,26 +5,21 @@ from __future__ import annotations
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindspore import dtype as mstype
 
+from mindmodel.layers.kernels import device_kernels
 from mindmodel.recipe.schema import OptimSection
-
-LARGEST_FLOAT = 3.4e38
 
 
 class GlobalNorm(nn.Cell):
-    """Root of the summed squares of all gradients.
-
-    Each sum of squares is a product of a row with itself: several times faster than a reduction on CPU.
-    """
+    """Root of the summed squares of all gradients."""
 
     def __init__(self):
         super().__init__()
-        self.dot = ops.MatMul(transpose_b=True)
+        self.square_sum = device_kernels().square_sum()
 
     def construct(self, grads):
         total = Tensor(0.0, mstype.float32)
         for grad in grads:
-            row = grad.reshape((1, -1))
-            total = total + self.dot(row, row).reshape(())
+            total = total + self.square_sum(grad)
         return ops.sqrt(total)
 
 
@@ -36,7 +31,7 @@ class AdamW(nn.Cell):
 
     Inputs: grads (as the parameters), scale of the gradients (scalar), apply (bool scalar), lr (float32 scalar).
     Source: Loshchilov and Hutter (arXiv 1711.05101) algorithm 2; equal to torch.optim.AdamW, whose eps is added after the
-    bias correction: the fused kernel adds it before, so it gets eps * sqrt(1 - beta2^t).
+    bias correction. The fused kernel corrects no bias, so lr, eps and decay are handed to it rescaled.
     """
 
     def __init__(self, parameters: list[Parameter], optim: OptimSection, checks_finite: bool = True):
@@ -50,7 +45,8 @@ class AdamW(nn.Cell):
         self.weight_decay = optim.weight_decay
         self.decays = tuple(self._decays(parameter, optim) for parameter in parameters)
         self.checks_finite = checks_finite
-        self.adam = ops.Adam()
+        self.finite_or_zero = device_kernels().finite_or_zero()
+        self.adam = ops.AdamWeightDecay()
 
     @staticmethod
     def _decays(parameter: Parameter, optim: OptimSection) -> bool:
@@ -70,17 +66,14 @@ class AdamW(nn.Cell):
         power1, power2 = self.beta1_power * beta1, self.beta2_power * beta2
         # 1 - power is a divisor: before the first applied step it must not be zero
         used1, used2 = ops.select(apply, power1, one * 0.5), ops.select(apply, power2, one * 0.5)
-        eps = self.eps * ops.sqrt(1.0 - used2)
-        kept = 1.0 - lr * self.weight_decay
+        root = ops.sqrt(1.0 - used2)
+        correction = root / (1.0 - used1)
+        lr, eps, decay, no_decay = lr * correction, self.eps * root, self.weight_decay / correction, one * 0.0
         done = (ops.assign(self.beta1_power, power1), ops.assign(self.beta2_power, power2))
         for i in range(len(self.parameters)):
-            parameter = self.parameters[i]
-            grad = grads[i] * scale
-            if self.checks_finite:  # a select by a scalar condition would not fuse
-                grad = ops.select(ops.abs(grad) <= LARGEST_FLOAT, grad, ops.zeros_like(grad))
-            if self.decays[i]:
-                parameter = ops.depend(parameter, ops.assign(parameter, parameter * kept))
+            grad = self.finite_or_zero(grads[i], scale) if self.checks_finite else grads[i] * scale
             done = done + self.adam(
-                parameter, self.first_moments[i], self.second_moments[i], used1, used2, lr, beta1, beta2, eps, grad
+                self.parameters[i], self.first_moments[i], self.second_moments[i], lr, beta1, beta2, eps,
+                decay if self.decays[i] else no_decay, grad,
             )
         return done

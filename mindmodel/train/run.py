@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import shutil
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -83,23 +84,43 @@ def for_this_machine(recipe: Recipe) -> Recipe:
 
 @contextmanager
 def owned(folder: RunFolder) -> Iterator[None]:
-    """Make the run's folder and be its only writer. What was made is removed again when the block fails and left it empty.
+    """Make the run's folder and be its only writer. When the block fails and left it empty, it is removed again.
 
     Raises:
-        CheckpointError: if the folder cannot be written, or another process writes to it.
+        CheckpointError: if the folder cannot be written, as on a full disk, or another process writes to it.
     """
     made = [path for path in (folder.path, *folder.path.parents) if not path.exists()]
     folder.create()
-    with folder.lock():
+    with folder.lock(), _removed_when_empty(made), _full_disk_named(folder.path):
         _remove_leftovers(folder.path)
-        try:
-            yield
-        except BaseException:
-            if made and [path.name for path in folder.path.iterdir()] == [".lock"]:
-                shutil.rmtree(folder.path)
-                for parent in made[1:]:
-                    parent.rmdir()
+        yield
+
+
+@contextmanager
+def _removed_when_empty(made: list[Path]) -> Iterator[None]:
+    """When the block fails, remove these folders, the run's first, unless that holds more than its lock."""
+    try:
+        yield
+    except BaseException:
+        if made and [path.name for path in made[0].iterdir()] == [".lock"]:
+            (made[0] / ".lock").unlink()
+            for path in made:
+                path.rmdir()
+        raise
+
+
+@contextmanager
+def _full_disk_named(path: Path) -> Iterator[None]:
+    """The system's own error does not say where."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
+        raise CheckpointError(
+            f"{path}: could not be written: {error.strerror}; {shutil.disk_usage(path).free:,} bytes are free. Make "
+            "room or choose another runtime.output, then start again."
+        ) from error
 
 
 def _remove_leftovers(folder: Path) -> None:
@@ -120,8 +141,8 @@ def find_position(recipe: Recipe, folder: RunFolder, terminal: Terminal) -> Posi
         if damaged := list_checkpoints(folder.checkpoints):
             names = ", ".join(f"step_{step}" for step in damaged)
             raise CheckpointError(
-                f"{folder.checkpoints}: no checkpoint is whole ({names}), so the run cannot go on. Restore one of them, "
-                "or delete this folder to begin with step 0 again."
+                f"{folder.checkpoints}: no checkpoint is whole ({names}), so the run cannot go on. Restore one of "
+                "them, or delete this folder to begin with step 0 again."
             )
         return Position(checkpoint=None, changes=())
     was = recipe_from_dict(checkpoint.index.recipe, checkpoint.path / INDEX_NAME)
@@ -173,8 +194,8 @@ def _with_vocab_size(recipe: Recipe, tokenizer_size: int) -> Recipe:
     size = recipe.model.vocab_size or tokenizer_size
     if size < tokenizer_size:
         raise RecipeError(
-            f"recipe '{recipe.name}', model.vocab_size: {size} is smaller than the tokenizer's {tokenizer_size} tokens. "
-            f"Use {tokenizer_size} or more, or leave it out."
+            f"recipe '{recipe.name}', model.vocab_size: {size} is smaller than the tokenizer's {tokenizer_size} "
+            f"tokens. Use {tokenizer_size} or more, or leave it out."
         )
     return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, vocab_size=size))
 
@@ -184,6 +205,6 @@ def _refuse_too_large(recipe: Recipe) -> None:
     needed, machine = estimate(recipe, recipe.model.vocab_size).state_bytes, memory()
     if machine is not None and needed > machine.total_bytes:
         raise RecipeError(
-            f"recipe '{recipe.name}', model: weights, gradients and moments are {needed / 2**30:,.1f} GiB; this machine "
-            f"has {machine.total_bytes / 2**30:,.1f} GiB. Use smaller sizes, or --shrink to try the same structure."
+            f"recipe '{recipe.name}', model: weights, gradients and moments are {needed / 2**30:,.1f} GiB; this "
+            f"machine has {machine.total_bytes / 2**30:,.1f} GiB. Use smaller sizes; --shrink keeps the structure."
         )

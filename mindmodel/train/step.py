@@ -37,6 +37,8 @@ class TrainStep(nn.Cell):
         entropy, grads = Tensor(0.0, mstype.float32), ()
         for i in range(self.micro_batches):
             begin, shape = (i * size, 0), (size, ids.shape[1])
+            # a micro-batch begins when the gradients of the one before are there: else all forward passes come first
+            ids, labels = ops.depend((ids, labels), grads)
             (_, part), part_grads = self.grad(ops.slice(ids, begin, shape), ops.slice(labels, begin, shape))
             entropy = entropy + part
             grads = self.add(grads, part_grads)

@@ -14,8 +14,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 class Stopper:
     """Notes a signal; the loop asks after every step. The second signal of a kind interrupts at once.
 
-    Until `begin` there is nothing to save and a signal ends the process at once: while MindSpore compiles, Python cannot
-    handle one. A signal that the parent process has told this one to ignore, as nohup does, stays ignored.
+    Until `begin` there is nothing to save and a signal ends the process at once: while MindSpore compiles, Python
+    cannot handle one. A signal that the parent process has told this one to ignore, as nohup does, stays ignored.
 
     Use as a context manager: the handlers that stood before come back at the end.
     """

@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-OVERRIDES = ("model.vocab_size=60000", "checkpoint.every=1", "checkpoint.keep=2", "train.steps=60")
+OVERRIDES = ("model.vocab_size=60000", "checkpoint.every=1", "checkpoint.keep=2", "train.steps=120")
 NUM_KILLS, NUM_KILLS_WHILE_SAVING = 10, 5
-LONGEST_WAIT_S = 12.0
+LONGEST_WAIT_S = 10.0
 
 
 def temporary_checkpoints(run) -> list[str]:
@@ -29,9 +29,7 @@ def kill_while_saving(running, run, draw) -> None:
 
 def kill_at_any_moment(running, run, draw) -> None:
     """From the start of the process to well after its first steps."""
-    end = time.monotonic() + draw.uniform(0.2, LONGEST_WAIT_S)
-    while time.monotonic() < end and running.process.poll() is None:
-        time.sleep(0.005)
+    time.sleep(draw.uniform(0.2, LONGEST_WAIT_S))
     running.process.kill()
 
 
@@ -46,7 +44,7 @@ def test_killed_ten_times_and_resumed_it_ends_as_if_nothing_had_happened(command
     for kill in kinds:
         running = command.start("train", "recipe.yaml", "runtime.output=killed", *OVERRIDES)
         kill(running, run, draw)
-        assert running.process.wait() in (-signal.SIGKILL, 0), running.output
+        assert running.process.wait() == -signal.SIGKILL, running.output
         while_saving += bool(temporary_checkpoints(run))
         lost.append(running.output)
     done = command.train("killed", *OVERRIDES)
@@ -55,7 +53,7 @@ def test_killed_ten_times_and_resumed_it_ends_as_if_nothing_had_happened(command
         seconds = time.monotonic() - start
         print(f"\n{NUM_KILLS} kills, {while_saving} of them inside a save, {seconds:.0f} s")
     assert while_saving >= 3
-    assert run.tensors(60) == command.run("whole").tensors(60)
+    assert run.tensors(120) == command.run("whole").tensors(120)
     assert run.losses == command.run("whole").losses
-    assert run.hidden() == [] and run.steps == [59, 60]
+    assert run.hidden() == [] and run.steps == [119, 120]
     assert all(".tmp" not in output and "passed over" not in output for output in [*lost, done.stdout])

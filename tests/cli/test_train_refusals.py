@@ -22,7 +22,7 @@ import pytest
         (["parallel.tp=2"], "cannot be 1 devices.*`--single` runs it on one device"),
         (["train.compute_dtype=bfloat16"], "'bfloat16' has no matmul with 'runtime.device=cpu'. Use float32"),
         (["train.init_from=nowhere"], "nowhere: there is no such folder"),
-        (["model.hidden_size=4000000", "model.vocab_size=300"], "weights, gradients and moments are .* GiB; this machine"),
+        (["model.hidden_size=4000000", "model.vocab_size=300"], "gradients and moments are .* GiB; this machine has"),
     ],
 )
 def test_a_recipe_that_cannot_be(overrides, message, command):
@@ -145,7 +145,7 @@ def test_a_damaged_corpus(command, copy):
 
 
 @pytest.mark.parametrize("verb", [("generate", "{}"), ("eval", "{}"), ("convert", "to-hf", "{}", "out")])
-@pytest.mark.parametrize("folder, message", [("corpus", "holds no recipe.yaml, so it is no run"), ("none", "no such folder")])
+@pytest.mark.parametrize("folder, message", [("corpus", "holds no recipe.yaml"), ("none", "no such folder")])
 def test_a_folder_that_is_no_run(verb, folder, message, command):
     assert message in command.refused(*(word.format(folder) for word in verb))
 

@@ -43,7 +43,8 @@ def test_weights_and_moments_are_bitwise_those_of_the_uninterrupted_run(finished
 
 
 def test_the_heldout_loss_stands_once_in_the_metrics(finished, interrupted):
-    expected, found = ([row for row in run.rows if "eval_loss" in row] for run in (finished.run("run"), interrupted["run"]))
+    runs = finished.run("run"), interrupted["run"]
+    expected, found = ([row for row in run.rows if "eval_loss" in row] for run in runs)
     assert len(expected) == 1 and found == expected
 
 

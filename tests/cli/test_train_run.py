@@ -19,7 +19,8 @@ from mindmodel.checkpoint.load import open_checkpoint
 
 def test_only_the_run_folder_appears_where_the_command_is_typed(finished):
     names = {path.name for path in finished.folder.iterdir() if not path.name.endswith(".log")}
-    assert {"corpus", "recipe.yaml", "run"} <= names <= {"corpus", "recipe.yaml", "run", "interrupted", "my run", "hf", "imported run"}
+    of_other_tests = {"interrupted", "my run", "hf", "imported run"}
+    assert names - of_other_tests == {"corpus", "recipe.yaml", "run"}
     parts = {path.name for path in (finished.folder / "run").iterdir()}
     assert parts == {".lock", "recipe.yaml", "metrics.jsonl", "events", "tokenizer", "data", "checkpoints"}
 
@@ -27,7 +28,8 @@ def test_only_the_run_folder_appears_where_the_command_is_typed(finished):
 def test_without_a_terminal_plain_lines_are_printed(finished):
     assert "\x1b" not in finished.printed and "\r" not in finished.printed
     lines = finished.printed.splitlines()
-    assert {"run folder: run", "compiling the training graph ...", "step 25: saved run/checkpoints/step_25"} <= set(lines)
+    assert {"run folder: run", "compiling the training graph ..."} <= set(lines)
+    assert "step 25: saved run/checkpoints/step_25" in lines
     assert any(line.startswith("200/200 loss ") for line in lines)
 
 

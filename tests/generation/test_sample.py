@@ -45,7 +45,12 @@ def test_temperature_is_a_power_of_the_probabilities(sample):
 
 @pytest.mark.parametrize(
     "top_p, expected",
-    [(0.39, [0, 1, 0, 0]), (0.41, [0, 4 / 7, 0, 3 / 7]), (0.69, [0, 4 / 7, 0, 3 / 7]), (0.71, [0, 4 / 9, 2 / 9, 3 / 9])],
+    [
+        (0.39, [0, 1, 0, 0]),
+        (0.41, [0, 4 / 7, 0, 3 / 7]),
+        (0.69, [0, 4 / 7, 0, 3 / 7]),
+        (0.71, [0, 4 / 9, 2 / 9, 3 / 9]),
+    ],
 )
 def test_top_p_keeps_the_fewest_tokens_that_reach_the_share(top_p, expected, sample):
     np.testing.assert_allclose(shares(sample, sample.Sampling(temperature=1, top_p=top_p)), expected, atol=0.015)

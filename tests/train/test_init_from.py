@@ -66,8 +66,9 @@ def test_the_weights_are_the_same_from_a_run_a_checkpoint_and_an_exported_folder
 
 
 def test_another_architecture_is_named_key_by_key(recipe, run):
-    other = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, ffn_size=48, norm_eps=1e-6, init_std=1.0))
-    message = "init_from=.*run: another architecture: ffn_size is 32 there and 48 in the recipe; norm_eps is 1e-05 there"
+    model = dataclasses.replace(recipe.model, ffn_size=48, norm_eps=1e-6, init_std=1.0)
+    other = dataclasses.replace(recipe, model=model)
+    message = "run: another architecture: ffn_size is 32 there and 48 in the recipe; norm_eps is 1e-05 there"
     with pytest.raises(CheckpointError, match=message) as caught:
         initial_weights(beginning_with(other, run.path))
     assert "init_std" not in str(caught.value)

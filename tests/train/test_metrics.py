@@ -65,11 +65,14 @@ def test_rows_are_on_disk_when_they_were_written_and_hold_null_for_what_is_not_f
 
 
 def test_a_full_disk_is_one_message(tmp_path):
-    with Metrics(RunFolder(tmp_path), 0) as metrics, open("/dev/full", "wb", buffering=0) as full:
-        good, metrics._events._file = metrics._events._file, full
-        with pytest.raises(CheckpointError, match="No space left on device; [0-9,]+ bytes are free. The checkpoints"):
+    with pytest.raises(CheckpointError, match="No space left on device; [0-9,]+ bytes are free. The checkpoints"):
+        with Metrics(RunFolder(tmp_path), 0) as metrics:
+            metrics._events._writer._py_recordio_writer._writer = open("/dev/full", "wb")
             metrics.write(1, {"loss": 1.0})
-        good.close()
+
+
+def test_a_full_disk_is_noticed_in_the_rows_too(tmp_path):
+    with Metrics(RunFolder(tmp_path), 0) as metrics, open("/dev/full", "wb", buffering=0) as full:
         metrics._file.close()
         metrics._file = full
         with pytest.raises(CheckpointError, match="metrics.jsonl and events: could not be written: No space left on"):

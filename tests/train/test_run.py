@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import io
 
 import pytest
@@ -55,7 +56,7 @@ def test_several_devices_are_refused_with_the_way_out(recipe):
 def test_bfloat16_needs_an_ascend_device(recipe, monkeypatch):
     wanted = with_keys(recipe, "train", compute_dtype="bfloat16")
     monkeypatch.setattr(room, "ascend_devices", lambda: 0)
-    with pytest.raises(RecipeError, match="recipe 'small', train.compute_dtype: .* Use float32. This machine has no Asc"):
+    with pytest.raises(RecipeError, match="recipe 'small', train.compute_dtype: .* Use float32. This machine has no"):
         for_this_machine(wanted)
     monkeypatch.setattr(room, "ascend_devices", lambda: 8)
     assert for_this_machine(wanted).train.compute_dtype == "bfloat16"
@@ -77,6 +78,15 @@ def test_a_folder_that_holds_something_stays_and_so_does_one_that_was_there(fold
     with pytest.raises(DataError), owned(folder):
         raise DataError("no")
     assert folder.path.is_dir()
+
+
+def test_a_full_disk_is_named_with_what_is_free(folder):
+    message = "runs/small: could not be written: No space left.*; [0-9,]+ bytes are free"
+    with pytest.raises(CheckpointError, match=message):
+        with owned(folder):
+            raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(PermissionError), owned(folder):
+        raise PermissionError(errno.EACCES, "Permission denied", "text.txt")
 
 
 def test_files_that_a_killed_process_left_half_written_are_removed(folder):

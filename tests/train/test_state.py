@@ -13,7 +13,8 @@ from mindmodel.errors import CheckpointError
 def parameters(runtime):
     from mindspore import Parameter, Tensor
 
-    return [Parameter(Tensor(np.zeros((2, 3), np.float32)), name="a"), Parameter(Tensor(np.ones(4, np.float32)), name="b")]
+    initial = {"a": np.zeros((2, 3), np.float32), "b": np.ones(4, np.float32)}
+    return [Parameter(Tensor(array), name=name) for name, array in initial.items()]
 
 
 def test_arrays_come_back_as_they_were_set(parameters):

@@ -1,0 +1,105 @@
+"""`train.compute_dtype` read from compiled training steps: it is that of the matmuls; weights and loss stay float32."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from graph import Graph, Operator, compiled_graph
+
+from mindmodel.recipe.schema import ModelSection, OptimSection, TrainSection
+
+SEQ_LEN = 12
+SIZES = dict(hidden_size=32, num_layers=1, num_heads=4, num_kv_heads=2, ffn_size=48, vocab_size=67)
+MODELS = {
+    "llama": ModelSection(family="llama", head_size=8, qk_norm=False, **SIZES),
+    "qwen3 tied": ModelSection(family="qwen3", head_size=16, qk_norm=True, tied_embeddings=True, **SIZES),
+}
+MATMULS = ("MatMul", "BatchMatMul", "FlashAttentionScore", "FlashAttentionScoreGrad")
+SUMS_BY_PRODUCT = {"rms_norm", "square_sum"}
+"""Cells that sum columns or squares by a product, in float32."""
+
+
+@pytest.fixture(scope="module")
+def graphs() -> dict:
+    """Compiled so far: what is asked of a graph is quick, to compile it is not."""
+    return {}
+
+
+@pytest.fixture(params=["CPU", "Ascend"])
+def graph_of(request, kernels_of, graphs):
+    """Function: the graph of a model's training step with a device's kernels."""
+    kernels_of(request.param)
+
+    def get(name: str, dtype: str) -> Graph:
+        key = request.param, name, dtype
+        if key not in graphs:
+            graphs[key] = training_graph(MODELS[name], dtype)
+        return graphs[key]
+
+    return get
+
+
+def training_graph(model: ModelSection, dtype: str) -> Graph:
+    import mindspore as ms
+    from mindspore import Tensor
+
+    from mindmodel.models.decoder import Decoder, DecoderLoss
+    from mindmodel.train.optim import AdamW
+    from mindmodel.train.step import TrainStep
+
+    train = TrainSection(steps=1, tokens_per_step=2 * SEQ_LEN, compute_dtype=dtype)
+    decoder = Decoder(model, SEQ_LEN, train.compute_dtype)
+    optimizer = AdamW(decoder.trainable_params(), OptimSection())
+    step = TrainStep(DecoderLoss(decoder, model.vocab_size), optimizer, train, 1).set_train()
+    ids = Tensor(np.zeros((2, SEQ_LEN), np.int32))
+    return compiled_graph(step, ids, ids, Tensor(1e-3, ms.float32))
+
+
+def matmuls(graph: Graph) -> list[Operator]:
+    found = [operator for name in MATMULS for operator in graph.named(name)]
+    return [operator for operator in found if not SUMS_BY_PRODUCT & set(operator.scope.split("/"))]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", MODELS)
+def test_matmuls_of_layers_and_head_are_in_the_compute_dtype(name, dtype, graph_of):
+    found = matmuls(graph_of(name, dtype))
+    projections = 5  # qkv, out, gate_up, down and the head
+    assert len(found) >= 3 * projections + 2  # forward and both gradients, and attention's own
+    operands = [value.dtype for operator in found for value in operator.inputs[:2]]  # a fused one has a mask too
+    assert len(operands) == 2 * len(found) and set(operands) == {dtype}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_weights_and_moments_stay_float32(name, graph_of):
+    graph = graph_of(name, "bfloat16")
+    assert {"embedding.weight", "first_moment.embedding.weight", "norm.weight"} <= graph.parameters.keys()
+    assert {value.dtype for value in graph.parameters.values()} == {"float32"}
+    updates = [operator for operator in graph.operators if operator.name.startswith("Adam")]
+    assert len(updates) == sum(name.startswith("first_moment.") for name in graph.parameters)
+    assert {value.dtype for operator in updates for value in operator.inputs} == {"float32"}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_loss_is_float32_from_the_logits_on(name, graph_of):
+    inside = [operator for operator in graph_of(name, "bfloat16").operators if "/loss/" in f"/{operator.scope}/"]
+    computing = [operator for operator in inside if operator.name not in ("Cast", "Reshape") and not operator.is_gradient]
+    floats = {value.dtype for operator in computing for value in operator.outputs if "float" in value.dtype}
+    assert len(computing) > 5 and floats == {"float32"}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_norms_and_softmax_are_float32_inside(name, graph_of):
+    """Ascend's fused operators give their statistics in float32."""
+    graph = graph_of(name, "bfloat16")
+    roots = [operator.outputs[0] for operator in graph.named("Rsqrt")]
+    roots += [operator.outputs[1] for operator in graph.named("RmsNorm")]
+    softmaxes = [operator.outputs[0] for operator in graph.named("Softmax") + graph.named("FlashAttentionScore")]
+    assert len(roots) >= 3 and softmaxes
+    assert {value.dtype for value in roots + softmaxes} == {"float32"}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_float32_graph_holds_no_bfloat16(name, graph_of):
+    operators = graph_of(name, "float32").operators
+    assert "bfloat16" not in {value.dtype for operator in operators for value in operator.outputs}
