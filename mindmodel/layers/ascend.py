@@ -6,8 +6,9 @@ No backward pass is by hand: semi-automatic parallelism cuts a `construct` over 
 from __future__ import annotations
 
 import numpy as np
-from mindspore import Tensor, mint, nn, ops
+from mindspore import Tensor
 from mindspore import dtype as mstype
+from mindspore import mint, nn, ops
 from mindspore.ops.auto_generate import RmsNorm, RotaryPositionEmbedding, SplitWithSize, Swiglu
 from mindspore.ops.operations.nn_ops import FlashAttentionScore
 
@@ -51,7 +52,8 @@ class CausalAttentionAscend(nn.Cell):
 
     def __init__(self, num_heads, num_kv_heads, head_size, cos: np.ndarray, sin: np.ndarray):
         super().__init__()
-        self.seq_len, self.num_heads, self.num_kv_heads, self.head_size = cos.shape[0], num_heads, num_kv_heads, head_size
+        self.seq_len, self.head_size = cos.shape[0], head_size
+        self.num_heads, self.num_kv_heads = num_heads, num_kv_heads
         self.group_size = num_heads // num_kv_heads
         self.cos, self.sin = (Tensor(table.reshape(1, -1, 1, head_size)) for table in (cos, sin))
         self.mask = Tensor(np.triu(np.ones((COMPRESSED_MASK_SIZE, COMPRESSED_MASK_SIZE), np.uint8), 1))

@@ -3,8 +3,8 @@
 MindSpore's automatic gradients of these recompute and materialise more. Activations are 2-D, since 3-D matmuls take a
 slower kernel; sums over columns are matmuls with a row of ones, which are several times faster than a reduction.
 
-In bfloat16 the norms, the softmax and the loss are float32 inside, as in Hugging Face's models; such a graph compiles, but
-MindSpore has not every kernel for it on CPU.
+In bfloat16 the norms, the softmax and the loss are float32 inside, as in Hugging Face's models. Such a graph compiles,
+but does not run: MindSpore has no bfloat16 MatMul on CPU.
 """
 
 from __future__ import annotations

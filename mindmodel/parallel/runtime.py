@@ -79,7 +79,8 @@ def _set_device(asked: str) -> str:
 def peak_flops(runtime: Runtime) -> tuple[float, str]:
     """The FLOP/s that utilisation is measured against, and its name.
 
-    On CPU the best of many float32 MatMuls of 1024 x 1024 x 1024, within half a second; on Ascend the matrix unit's bf16 peak.
+    On CPU the best of many float32 MatMuls of 1024 x 1024 x 1024, within half a second; on Ascend the matrix unit's
+    peak in bfloat16.
     """
     if runtime.device == "Ascend":
         return ASCEND_PEAK_FLOPS, "Ascend 910B3, bfloat16 matrix unit"

@@ -26,12 +26,12 @@ class GlobalNorm(nn.Cell):
 class AdamW(nn.Cell):
     """AdamW with decoupled weight decay and bias correction, fused per parameter.
 
-    A step with `apply` false leaves weights, moments and step count bitwise as they were, without a branch in the graph:
-    gradients become zero, the decays one and the learning rate zero. `checks_finite` says whether that can happen.
+    A step with `apply` false leaves weights, moments and step count bitwise as they were, without a branch in the
+    graph: gradients become zero, the decays one and the learning rate zero. `checks_finite`: whether that can happen.
 
     Inputs: grads (as the parameters), scale of the gradients (scalar), apply (bool scalar), lr (float32 scalar).
-    Source: Loshchilov and Hutter (arXiv 1711.05101) algorithm 2; equal to torch.optim.AdamW, whose eps is added after the
-    bias correction. The fused kernel corrects no bias, so lr, eps and decay are handed to it rescaled.
+    Source: Loshchilov and Hutter (arXiv 1711.05101) algorithm 2; equal to torch.optim.AdamW, whose eps is added after
+    the bias correction. The fused kernel corrects no bias, so lr, eps and decay are handed to it rescaled.
     """
 
     def __init__(self, parameters: list[Parameter], optim: OptimSection, checks_finite: bool = True):

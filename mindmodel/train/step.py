@@ -15,8 +15,8 @@ class TrainStep(nn.Cell):
     """A whole optimizer step.
 
     Inputs: ids and labels int32 [sequences, S], lr float32 scalar.
-    Outputs: mean cross entropy over the labels that count, global gradient norm before clipping, whether the weights were
-    updated.
+    Outputs: mean cross entropy over the labels that count, global gradient norm before clipping, whether the weights
+    were updated.
     """
 
     def __init__(self, network: DecoderLoss, optimizer: AdamW, train: TrainSection, micro_batches: int):

@@ -1,4 +1,4 @@
-"""A run that leaves as a Hugging Face folder gives there what it gives here: the same logits, the same greedy tokens."""
+"""A run that leaves as a Hugging Face folder gives the same logits and the same greedy tokens there."""
 
 from __future__ import annotations
 

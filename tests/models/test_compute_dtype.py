@@ -83,7 +83,7 @@ def test_weights_and_moments_stay_float32(name, graph_of):
 @pytest.mark.parametrize("name", MODELS)
 def test_the_loss_is_float32_from_the_logits_on(name, graph_of):
     inside = [operator for operator in graph_of(name, "bfloat16").operators if "/loss/" in f"/{operator.scope}/"]
-    computing = [operator for operator in inside if operator.name not in ("Cast", "Reshape") and not operator.is_gradient]
+    computing = [op for op in inside if op.name not in ("Cast", "Reshape") and not op.is_gradient]
     floats = {value.dtype for operator in computing for value in operator.outputs if "float" in value.dtype}
     assert len(computing) > 5 and floats == {"float32"}
 
