@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from mindspore import Parameter, ParameterTuple, Tensor
 from mindspore import dtype as mstype
+from mindspore import nn, ops
 
 from mindmodel.layers.kernels import device_kernels
 from mindmodel.recipe.schema import OptimSection

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import mindspore as ms
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor
 from mindspore import dtype as mstype
+from mindspore import nn, ops
 
 from mindmodel.models.decoder import DecoderLoss
 from mindmodel.recipe.schema import TrainSection
