@@ -19,4 +19,5 @@ class Embedding(Weight):
         self.gather = ops.Gather()
 
     def construct(self, ids):
-        return self.gather(self.value(), ids, 0)
+        rows = self.gather(self.weight, ids, 0)  # cast after: the gradient is then summed over tokens in float32
+        return self.cast(rows, self.dtype) if self.casts else rows

@@ -28,7 +28,7 @@ class AdamW(nn.Cell):
     """AdamW with decoupled weight decay and bias correction, fused per parameter.
 
     A step with `apply` false leaves weights, moments and step count bitwise as they were, without a branch in the
-    graph: gradients become zero, the decays one and the learning rate zero. `checks_finite`: whether that can happen.
+    graph: gradients become zero, both betas one and the learning rate zero. `checks_finite`: whether that can happen.
 
     Inputs: grads (as the parameters), scale of the gradients (scalar), apply (bool scalar), lr (float32 scalar).
     Source: Loshchilov and Hutter (arXiv 1711.05101) algorithm 2; equal to torch.optim.AdamW, whose eps is added after
