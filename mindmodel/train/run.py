@@ -201,10 +201,12 @@ def _with_vocab_size(recipe: Recipe, tokenizer_size: int) -> Recipe:
 
 
 def _refuse_too_large(recipe: Recipe) -> None:
-    """Weights, gradients and moments alone must fit into main memory."""
-    needed, machine = estimate(recipe, recipe.model.vocab_size).state_bytes, memory()
+    """What is held even when activations are not counted must fit into main memory."""
+    need, machine = estimate(recipe, recipe.model.vocab_size), memory()
+    needed = need.state_bytes + need.logit_bytes
     if machine is not None and needed > machine.total_bytes:
         raise RecipeError(
-            f"recipe '{recipe.name}', model: weights, gradients and moments are {needed / 2**30:,.1f} GiB; this "
-            f"machine has {machine.total_bytes / 2**30:,.1f} GiB. Use smaller sizes; --shrink keeps the structure."
+            f"recipe '{recipe.name}': weights, gradients, moments and the logits of a micro-batch are "
+            f"{needed / 2**30:,.1f} GiB; this machine has {machine.total_bytes / 2**30:,.1f} GiB. Use a smaller model, "
+            "more parallel.micro_batches or fewer train.tokens_per_step; --shrink keeps the structure."
         )

@@ -20,13 +20,19 @@ def imported(finished):
     return "imported run"
 
 
+GREEDY = ("--prompt", "the red", "--temperature", 0, "--max-tokens")
+
+
 @pytest.fixture(scope="module")
 def greedy(finished):
-    """A greedy answer, where nothing can be written at home."""
-    return finished(
-        "generate", "run", "--prompt", "the red", "--max-tokens", 12, "--temperature", 0,
-        HOME="/proc/nowhere", MINDMODEL_CACHE="",
-    )
+    """A greedy answer, where there is no home."""
+    return finished("generate", "run", *GREEDY, 12, HOME="/proc/nowhere")
+
+
+@pytest.mark.long
+def test_without_a_cache_that_can_be_written_the_answer_is_the_same(finished, greedy):
+    done = finished("generate", "run", *GREEDY, 12, HOME="/proc/nowhere", MINDMODEL_CACHE="")
+    assert (done.returncode, done.stdout) == (0, greedy.stdout)
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +49,11 @@ def test_standard_output_holds_prompt_and_answer_alone(greedy):
 
 
 def test_the_imported_run_gives_the_same_greedy_answer_from_a_longer_limit(finished, imported, greedy):
-    done = finished("generate", imported, "--prompt", "the red", "--max-tokens", 16, "--temperature", 0)
+    done = finished("generate", imported, *GREEDY, 16)
     assert done.stdout.startswith(greedy.stdout[:-1]) and len(done.stdout) > len(greedy.stdout)
 
 
+@pytest.mark.long
 def test_the_same_seed_gives_the_same_text_from_a_run_and_from_its_newest_checkpoint(finished):
     texts = [
         finished("generate", path, "--prompt", "one", "--max-tokens", 20, "--seed", seed).stdout

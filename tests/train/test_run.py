@@ -125,7 +125,7 @@ def test_a_damaged_metrics_file_is_refused_before_anything_is_loaded(recipe, fol
 def test_a_model_that_is_larger_than_the_machine_is_refused(vocab_size, recipe, folder, terminal, monkeypatch):
     monkeypatch.setattr(room, "memory", lambda: Memory(total_bytes=2**18, free_bytes=2**18))
     wanted = with_keys(recipe, "model", vocab_size=vocab_size)
-    message = "recipe 'small', model: weights, gradients and moments are .* GiB; this machine has 0.0 GiB. Use smaller"
+    message = "recipe 'small': weights, gradients, moments and the logits .* GiB; this machine has 0.0 GiB. Use a"
     with owned(folder), pytest.raises(RecipeError, match=message):
         open_run(wanted, folder, find_position(wanted, folder, terminal), terminal)
     assert (folder.path / "data").exists() == (vocab_size is None)  # known sizes are refused before text is read
