@@ -8,7 +8,7 @@ from mindspore import dtype as mstype
 from mindspore import nn, ops
 
 from mindmodel.layers.attention import Attention
-from mindmodel.layers.cpu import RotateCPU
+from mindmodel.layers.cpu import RotateCPU, split_heads
 from mindmodel.layers.rope import rope_tables
 from mindmodel.models.decoder import Block, Decoder
 from mindmodel.recipe.schema import ModelSection
@@ -37,21 +37,10 @@ class CachedAttention(nn.Cell):
         self.mix = ops.BatchMatMul()
         self.softmax = ops.Softmax(-1)
 
-    def split(self, x, num_new):
-        """Queries [B K, R n, d], keys and values [B K, n, d]."""
-        num_heads, num_kv_heads, size = self.heads
-        slots = num_heads // num_kv_heads + 2
-        heads = x.reshape((-1, num_new, num_kv_heads, slots, size)).transpose((0, 2, 3, 1, 4))
-        heads = heads.reshape((-1, slots * num_new, size))
-        groups, query_rows = heads.shape[0], (slots - 2) * num_new
-        q = ops.slice(heads, (0, 0, 0), (groups, query_rows, size))
-        k = ops.slice(heads, (0, query_rows, 0), (groups, num_new, size))
-        return q, k, ops.slice(heads, (0, query_rows + num_new, 0), (groups, num_new, size))
-
     def construct(self, x, cos, sin, rows, mask):
         num_heads, num_kv_heads, size = self.heads
         num_new, group_size = cos.shape[0], num_heads // num_kv_heads
-        q, k, v = self.split(self.qkv(x), num_new)
+        q, k, v = split_heads(self.qkv(x), num_kv_heads, group_size, size, num_new)
         if self.q_norm is not None:
             q = self.q_norm(q.reshape((-1, size))).reshape(q.shape)
             k = self.k_norm(k.reshape((-1, size))).reshape(k.shape)
