@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from contextlib import contextmanager, suppress
@@ -70,7 +71,8 @@ class GraphCache:
     def compiling(self) -> Iterator[None]:
         """Compile inside: MindSpore's kernel compiler writes a log into the working folder and chats on the terminal.
 
-        The working folder is this one meanwhile, and what is printed goes into compile.log in it.
+        The working folder is this one meanwhile, and what is printed goes into compile.log in it. To be called in the
+        main thread.
         """
         sys.stdout.flush()
         sys.stderr.flush()
@@ -83,6 +85,8 @@ class GraphCache:
             yield
         finally:
             os.chdir(before)
+            # MindSpore's handler would close its kernel compiler for good when the reader of our output goes away
+            signal.signal(signal.SIGPIPE, signal.SIG_IGN)
             sys.stdout.flush()
             sys.stderr.flush()
             for number, copy in enumerate(terminal, 1):

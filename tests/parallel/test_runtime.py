@@ -41,3 +41,26 @@ def test_what_the_user_has_set_stays_except_the_threads_of_the_recipe(monkeypatc
 def test_preparing_the_environment_loads_no_mindspore():
     code = "import sys, mindmodel.parallel.environment; print('mindspore' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
+
+
+def test_a_reader_that_goes_away_does_not_end_mindspores_kernel_compiler(compiling):
+    from mindspore import Tensor, nn, ops
+
+    class Fused(nn.Cell):
+        def __init__(self, factor):
+            super().__init__()
+            self.factor = factor
+
+        def construct(self, x):
+            return ops.sigmoid(x * self.factor) * x + x
+
+    zeros = Tensor([0.0, 0.0])
+    with compiling():
+        Fused(1.5)(zeros)
+    reader, writer = os.pipe()
+    os.close(reader)
+    with pytest.raises(BrokenPipeError):
+        os.write(writer, b"nobody reads this")
+    os.close(writer)
+    with compiling():
+        assert Fused(2.5)(zeros).asnumpy().tolist() == [0.0, 0.0]
