@@ -1,6 +1,6 @@
-"""What MindSpore's compiler made of a Cell: its operators with the dtypes and shapes of their operands.
+"""Functions as Cells, and what MindSpore's compiler made of one: operators with dtypes and shapes of their operands.
 
-Nothing is executed and no kernels are chosen, so a graph whose operators the CPU lacks can be read too.
+To read a graph nothing is executed and no kernels are chosen, so a graph whose operators the CPU lacks can be read too.
 """
 
 from __future__ import annotations
@@ -71,6 +71,21 @@ def compiled_graph(cell, *inputs) -> Graph:
     operators = tuple(_operator(node, values) for body in bodies for node in body.node)
     parameters = {p.name.split(":")[-1]: _value(p) for body in bodies for p in body.parameter}
     return Graph(operators=operators, parameters=parameters)
+
+
+def as_cell(function):
+    """A Cell that calls a function, such as one of `value_and_grad`, so that graph mode compiles it."""
+    from mindspore import nn
+
+    class AsCell(nn.Cell):
+        def __init__(self):
+            super().__init__(auto_prefix=False)
+            self.function = function
+
+        def construct(self, *inputs):
+            return self.function(*inputs)
+
+    return AsCell()
 
 
 def _value(tensor) -> Value:

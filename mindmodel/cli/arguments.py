@@ -6,9 +6,10 @@ import argparse
 from typing import Callable
 
 
-def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
-    """RECIPE, key=value pairs, --single and --shrink."""
-    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, such as recipes/cpu/tiny.yaml")
+def add_recipe_arguments(parser: argparse.ArgumentParser, optional: bool = False) -> None:
+    """RECIPE, which may be left out if it is `optional`, key=value pairs, --single and --shrink."""
+    nargs = "?" if optional else None
+    parser.add_argument("recipe", metavar="RECIPE", nargs=nargs, help="a YAML file, such as recipes/cpu/tiny.yaml")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="put on top, such as train.steps=20")
     parser.add_argument("--single", action="store_true", help="all parallel degrees 1: runs on one device")
     parser.add_argument("--shrink", action="store_true", help="the same structure in small sizes")

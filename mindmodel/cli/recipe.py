@@ -10,18 +10,17 @@ from __future__ import annotations
 import argparse
 from typing import Iterator
 
+from mindmodel.cli.arguments import add_recipe_arguments
 from mindmodel.errors import RecipeError
+from mindmodel.recipe.dump import recipe_to_yaml
 from mindmodel.recipe.estimate import Estimate, estimate, known_vocab_size
 from mindmodel.recipe.keys import keys_table
-from mindmodel.recipe.load import load_with_changes, recipe_to_yaml
+from mindmodel.recipe.load import load_with_changes
 from mindmodel.recipe.schema import Recipe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="a YAML file")
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help="put on top, such as train.steps=20")
-    parser.add_argument("--single", action="store_true", help="for one device: all parallel degrees 1")
-    parser.add_argument("--shrink", action="store_true", help="same structure, small sizes")
+    add_recipe_arguments(parser, optional=True)
     parser.add_argument("--keys", action="store_true", help="list every key with its type, default and meaning")
 
 

@@ -21,7 +21,8 @@ from mindmodel.cli.arguments import add_recipe_arguments
 from mindmodel.errors import TrainingError
 from mindmodel.files import write_text_safely
 from mindmodel.parallel.environment import prepare_environment
-from mindmodel.recipe.load import load_with_changes, recipe_to_yaml
+from mindmodel.recipe.dump import recipe_to_yaml
+from mindmodel.recipe.load import load_with_changes
 from mindmodel.recipe.schema import Recipe
 from mindmodel.terminal import Terminal
 from mindmodel.train.metrics import Metrics

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +10,7 @@ from mindmodel.checkpoint.tensor_file import LazyTensor
 from mindmodel.convert.export import Export, open_export
 from mindmodel.convert.folder import CONFIG, read_config, read_tensors
 from mindmodel.convert.rules import WEIGHT_DTYPES, names_without_use
-from mindmodel.models.family import family_of
-
-NOT_COMPUTED_WITH = ("init_std",)
+from mindmodel.models.family import architecture_differences, family_of
 
 
 def differences(path: Path, folder: Path) -> list[str]:
@@ -45,12 +42,8 @@ def _config_differences(export: Export, folder: Path) -> list[str]:
     where = folder / CONFIG
     config = read_config(folder)
     other = family_of(config, where).read_config(config, where)
-    pairs = {
-        field.name: (getattr(export.model, field.name), getattr(other, field.name))
-        for field in fields(other)
-        if field.name not in NOT_COMPUTED_WITH
-    }
-    return [f"{where}: {name} is {given}, the run's {ours}" for name, (ours, given) in pairs.items() if ours != given]
+    found = architecture_differences(export.model, other)
+    return [f"{where}: {name} is {given}, the run's {ours}" for name, ours, given in found]
 
 
 def _tensor_differences(name: str, ours: LazyTensor, theirs: LazyTensor) -> list[str]:

@@ -28,7 +28,7 @@ from mindmodel.data.tokenizer import TOKENIZER_FILES
 from mindmodel.errors import ConversionError
 from mindmodel.files import copy_file, write_folder_safely, write_text_safely
 from mindmodel.models.family import Family, family_of, parameter_shapes
-from mindmodel.recipe.load import recipe_to_dict, recipe_to_yaml
+from mindmodel.recipe.dump import recipe_to_dict, recipe_to_yaml
 from mindmodel.recipe.rules import faults_of
 from mindmodel.recipe.schema import (
     CheckpointSection,

@@ -153,6 +153,16 @@ def _entry_of(key: str) -> str:
     return CONFIG_ENTRIES.get(name, name)
 
 
+NOT_COMPUTED_WITH = ("init_std",)
+
+
+def architecture_differences(one: ModelSection, other: ModelSection) -> list[tuple[str, Any, Any]]:
+    """Keys of the model section that two models compute differently with: (key, the one's value, the other's)."""
+    names = [field.name for field in dataclasses.fields(ModelSection) if field.name not in NOT_COMPUTED_WITH]
+    pairs = [(name, getattr(one, name), getattr(other, name)) for name in names]
+    return [pair for pair in pairs if pair[1] != pair[2]]
+
+
 def parameter_shapes(model: ModelSection) -> dict[str, Shape]:
     """Shapes of the decoder's parameters by name; a Linear weight is [out, in].
 

@@ -8,22 +8,12 @@ from pathlib import Path
 from typing import Any, Iterable, Mapping, Sequence, Union, cast
 
 from mindmodel.errors import RecipeError
-from mindmodel.recipe.dump import recipe_to_dict, recipe_to_yaml
 from mindmodel.recipe.rules import faults_of, with_defaults
 from mindmodel.recipe.schema import SECTIONS, Recipe
 from mindmodel.recipe.shrink import shrink as shrunk
 from mindmodel.recipe.shrink import single as on_one_device
 from mindmodel.recipe.text import parse, read_mapping, show
 from mindmodel.recipe.values import Fault, Refused, build, nearest
-
-__all__ = [
-    "load_recipe",
-    "load_run_recipe",
-    "load_with_changes",
-    "recipe_from_dict",
-    "recipe_to_dict",
-    "recipe_to_yaml",
-]
 
 PathLike = Union[str, Path]
 

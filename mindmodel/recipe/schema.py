@@ -90,7 +90,9 @@ class ParallelSection:
     shard_optimizer: Literal["none", "states", "gradients", "parameters"] = key(
         "what is split over the dp ranks", "none"
     )
-    recompute: Literal["none", "selective", "full"] = key("activations computed again in the backward pass", "none")
+    recompute: Literal["none", "selective", "full"] = key(
+        "activations computed again in the backward pass; a single CPU keeps them", "none"
+    )
     recompute_layers: Optional[int] = key("only the first N layers of a stage; default all", None, minimum=0)
     stages: Optional[tuple[int, ...]] = key("layers of each pipeline stage; default balanced", None, minimum=1)
 

@@ -72,8 +72,8 @@ class Training:
             fill(parameters, checkpoint.weights(), str(checkpoint.path))
             fill(self.optimizer.state().values(), checkpoint.optimizer(), str(checkpoint.path))
         elif self.opened.initial is not None:
-            fill(parameters, self.opened.initial, str(self.recipe.train.init_from))
-            keep_origin(self.recipe, self.opened.folder)
+            fill(parameters, self.opened.initial.weights, str(self.recipe.train.init_from))
+            keep_origin(self.opened.initial, self.opened.folder)
         else:
             initialize(self.decoder, self.recipe.model, self.recipe.train.seed)
 

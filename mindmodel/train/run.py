@@ -8,9 +8,7 @@ import shutil
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, Mapping, Optional
-
-import numpy as np
+from typing import Iterator, Optional
 
 from mindmodel.checkpoint.index import INDEX_NAME
 from mindmodel.checkpoint.load import Checkpoint, list_checkpoints, newest_checkpoint
@@ -26,7 +24,7 @@ from mindmodel.recipe.resume import resume_changes, resume_conflicts
 from mindmodel.recipe.rules import cpu_computes_in_float32, resolve_degrees
 from mindmodel.recipe.schema import Recipe
 from mindmodel.terminal import Terminal
-from mindmodel.train.init_from import initial_weights
+from mindmodel.train.init_from import Initial, initial_weights
 from mindmodel.train.metrics import read_metrics
 
 
@@ -62,7 +60,7 @@ class OpenedRun:
     corpus: Corpus
     batches: TrainBatches
     position: Position
-    initial: Optional[Mapping[str, np.ndarray]]
+    initial: Optional[Initial]
 
 
 def for_this_machine(recipe: Recipe) -> Recipe:

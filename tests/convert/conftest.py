@@ -9,7 +9,7 @@ from mindmodel.checkpoint.run_folder import RunFolder
 from mindmodel.checkpoint.save import save_checkpoint
 from mindmodel.data.tokenizer import train_tokenizer
 from mindmodel.models.family import find_family, parameter_shapes
-from mindmodel.recipe.load import recipe_to_dict, recipe_to_yaml
+from mindmodel.recipe.dump import recipe_to_dict, recipe_to_yaml
 from mindmodel.recipe.schema import (
     CheckpointSection,
     DataSection,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from graph import as_cell
 
 from mindmodel.checkpoint.tensor_file import LazyTensor
 from mindmodel.convert.rules import to_ours
@@ -110,23 +111,15 @@ def test_logits_gradients_and_thirty_steps_equal_hugging_faces(pair, compiling):
 
 def check_gradients(model, peer, decoder, ids, labels, compiling):
     import mindspore as ms
-    from mindspore import Tensor, nn
+    from mindspore import Tensor
 
     from mindmodel.models.decoder import DecoderLoss
 
     parameters = ms.ParameterTuple(decoder.trainable_params())
     grad = ms.value_and_grad(DecoderLoss(decoder, VOCAB_SIZE), None, weights=parameters, has_aux=True)
 
-    class Gradients(nn.Cell):
-        def __init__(self):
-            super().__init__(auto_prefix=False)
-            self.grad = grad
-
-        def construct(self, ids, labels):
-            return self.grad(ids, labels)
-
     with compiling():
-        (total, _), gradients = Gradients()(Tensor(ids), Tensor(labels))
+        (total, _), gradients = as_cell(grad)(Tensor(ids), Tensor(labels))
     count = (labels >= 0).sum()
     loss = peer_loss(peer, ids, labels)
     loss.backward()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from graph import as_cell
 
 from mindmodel.models.family import parameter_shapes
 from mindmodel.recipe.schema import ModelSection
@@ -87,7 +88,7 @@ def weights() -> dict[str, np.ndarray]:
 def loss_and_gradients(compiling) -> dict[str, np.ndarray]:
     """Of a whole decoder with the kernels that are chosen now, some labels ignored."""
     import mindspore as ms
-    from mindspore import Tensor, nn
+    from mindspore import Tensor
 
     from mindmodel.models.decoder import Decoder, DecoderLoss
     from mindmodel.train.state import fill
@@ -97,18 +98,10 @@ def loss_and_gradients(compiling) -> dict[str, np.ndarray]:
     parameters = ms.ParameterTuple(decoder.trainable_params())
     grad = ms.value_and_grad(DecoderLoss(decoder, VOCAB_SIZE, 0.1), None, weights=parameters, has_aux=True)
 
-    class Gradients(nn.Cell):
-        def __init__(self):
-            super().__init__(auto_prefix=False)
-            self.grad = grad
-
-        def construct(self, ids, labels):
-            return self.grad(ids, labels)
-
     ids, labels = np.random.RandomState(2).randint(0, VOCAB_SIZE, (2, 2, SEQ_LEN)).astype(np.int32)
     labels[:, ::3] = -100
     with compiling():
-        (total, entropy), gradients = Gradients()(Tensor(ids), Tensor(labels))
+        (total, entropy), gradients = as_cell(grad)(Tensor(ids), Tensor(labels))
     found = {parameter.name: gradient.asnumpy() for parameter, gradient in zip(parameters, gradients)}
     return {"loss with z-loss": total.asnumpy(), "loss": entropy.asnumpy(), **found}
 

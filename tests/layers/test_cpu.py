@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from graph import as_cell
 
 RTOL = 2e-5  # of the largest entry
 
@@ -31,16 +32,8 @@ def forward_and_gradients(cell, inputs, dout, differentiable, compiling):
 
     grad = ms.value_and_grad(Weighted(), grad_position=differentiable, has_aux=True)
 
-    class Run(nn.Cell):
-        def __init__(self):
-            super().__init__()
-            self.grad = grad
-
-        def construct(self, *inputs):
-            return self.grad(*inputs)
-
     with compiling():
-        (_, output), gradients = Run()(*map(Tensor, inputs))
+        (_, output), gradients = as_cell(grad)(*map(Tensor, inputs))
     gradients = gradients if isinstance(gradients, tuple) else (gradients,)
     return output.asnumpy(), [gradient.asnumpy() for gradient in gradients]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from mindmodel.errors import RecipeError
-from mindmodel.recipe.load import load_recipe, load_run_recipe, load_with_changes, recipe_to_dict, recipe_to_yaml
+from mindmodel.recipe.dump import recipe_to_dict, recipe_to_yaml
+from mindmodel.recipe.load import load_recipe, load_run_recipe, load_with_changes
 from mindmodel.recipe.schema import RopeScaling
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from mindmodel.cli.recipe import quantity
+from mindmodel.recipe.dump import recipe_to_yaml
 from mindmodel.recipe.estimate import estimate, known_vocab_size
-from mindmodel.recipe.load import load_recipe, load_run_recipe, recipe_to_yaml
+from mindmodel.recipe.load import load_recipe, load_run_recipe
 from mindmodel.recipe.rules import resolve_degrees
 from mindmodel.recipe.schema import Recipe
 from mindmodel.recipe.text import read_mapping

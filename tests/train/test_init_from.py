@@ -59,7 +59,7 @@ def test_the_weights_are_the_same_from_a_run_a_checkpoint_and_an_exported_folder
     to_hf(run.path, tmp_path / "hf")
     from_hf(tmp_path / "hf", tmp_path / "imported")
     for path in (run.path, run.checkpoints / "step_3", tmp_path / "hf", tmp_path / "imported"):
-        found = initial_weights(beginning_with(recipe, path))
+        found = initial_weights(beginning_with(recipe, path)).weights
         assert set(found) == set(weights) and len(found) == len(weights)
         for name, array in weights.items():
             np.testing.assert_array_equal(found[name], array, err_msg=name)
@@ -88,7 +88,7 @@ def test_the_configuration_of_an_imported_model_goes_with_its_weights(recipe, ru
     for number, origin in enumerate((tmp_path / "hf", tmp_path / "imported", run.path)):
         target = RunFolder(tmp_path / f"target{number}")
         target.create()
-        keep_origin(beginning_with(recipe, origin), target)
+        keep_origin(initial_weights(beginning_with(recipe, origin)), target)
         kept = target.huggingface / "config.json"
         assert kept.exists() == (origin != run.path)
         if kept.exists():
