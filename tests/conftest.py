@@ -9,9 +9,19 @@ from types import SimpleNamespace
 import pytest
 
 from mindmodel.parallel.environment import prepare_environment
+from mindmodel.recipe.load import recipe_from_dict
 
 prepare_environment()  # before any test imports mindspore
 sys.path.append(os.path.dirname(__file__))  # for graph.py
+
+
+RECIPE = {
+    "name": "tests",
+    "model": {"hidden_size": 8, "num_layers": 1, "num_heads": 1, "ffn_size": 8, "vocab_size": 300},
+    "data": {"source": "stdlib", "seq_len": 8, "tokenizer_vocab_size": 300},
+    "train": {"steps": 1, "tokens_per_step": 8},
+    "runtime": {"device": "cpu", "cpu_kernels": "graph"},
+}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -21,12 +31,31 @@ def cache_of_the_tests(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def runtime(cache_of_the_tests):
+def small_recipe():
+    """A recipe whose graph takes no time; on CPU, with the graph's formulas."""
+    return recipe_from_dict(RECIPE, "tests")
+
+
+@pytest.fixture(scope="session")
+def runtime(cache_of_the_tests, small_recipe):
     """MindSpore in graph mode on CPU."""
     from mindmodel.parallel.runtime import start_runtime
-    from mindmodel.recipe.schema import RuntimeSection
 
-    return start_runtime(RuntimeSection(device="cpu"))
+    return start_runtime(small_recipe, "tests")
+
+
+@pytest.fixture(scope="session")
+def native_library(cache_of_the_tests):
+    """The C++ kernels, built for this session."""
+    from mindmodel.layers.native import library
+    from mindmodel.machine import cpp_compiler
+
+    if cpp_compiler() is None:
+        pytest.skip("native kernels need a C++ compiler: apt-get install g++")
+    path = library.find_or_build()
+    library.use(path, 2)
+    library.use(None)
+    return path
 
 
 @pytest.fixture
@@ -36,12 +65,17 @@ def compiling(runtime):
 
 
 @pytest.fixture
-def kernels_of(runtime, monkeypatch):
-    """Function: Cells made from now on in this test take the kernels of a device, `CPU` or `Ascend`, on any machine."""
+def kernels_of(runtime, request, monkeypatch):
+    """Function: Cells made from now on in this test take these kernels, on any machine: CPU, Native or Ascend."""
     from mindmodel.layers import kernels
+    from mindmodel.layers.native import library
 
-    def choose(device: str) -> None:
+    def choose(name: str) -> kernels.Kernels:
+        device = "Ascend" if name == "Ascend" else "CPU"
         monkeypatch.setattr(kernels, "ms", SimpleNamespace(get_context={"device_target": device}.__getitem__))
+        path = request.getfixturevalue("native_library") if name == "Native" else None
+        monkeypatch.setattr(library, "_in_use", path)
+        return kernels.device_kernels()
 
     return choose
 

@@ -72,10 +72,10 @@ def _evaluate(recipe: Recipe, checkpoint: Checkpoint, tokens: TokenFile) -> Eval
         from mindmodel.parallel.runtime import start_runtime
         from mindmodel.train.evaluate import compile_evaluation, evaluate
         from mindmodel.train.state import load_decoder
-    runtime = start_runtime(recipe.runtime)
+    runtime = start_runtime(recipe, "eval", terminal)
     seq_len = recipe.data.seq_len
-    network = DecoderLoss(load_decoder(recipe, checkpoint), recipe.model.vocab_size).set_train(False)
+    network = DecoderLoss(load_decoder(recipe, checkpoint), recipe.model.vocab_size, gradient=False).set_train(False)
     count = max(1, TOKENS_PER_BATCH // seq_len)
-    with terminal.working("compiling the evaluation graph"), runtime.cache.compiling():
+    with terminal.working("compiling the evaluation graph"), runtime.cache.compiling(kept=True):
         compile_evaluation(network, count, seq_len)
     return evaluate(network, heldout_batches(tokens, seq_len, count))

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
         from mindmodel.generation.text import continue_text, prompt_ids
         from mindmodel.parallel.runtime import start_runtime
         from mindmodel.train.state import load_decoder
-    runtime = start_runtime(recipe.runtime)
+    runtime = start_runtime(recipe, "generate", terminal)
     ids = prompt_ids(tokenizer, args.prompt)
     vocab_size = min(recipe.model.vocab_size, tokenizer.vocab_size)
     generator = Generator(load_decoder(recipe, checkpoint), recipe.model, vocab_size, len(ids) + args.max_tokens)

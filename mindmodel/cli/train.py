@@ -78,8 +78,8 @@ def _load(opened: OpenedRun, terminal: Terminal) -> Training:
     with terminal.working("loading MindSpore"):
         from mindmodel.parallel.runtime import start_runtime
         from mindmodel.train.loop import Training
-    runtime = start_runtime(opened.recipe.runtime)
-    _introduce(opened, terminal, f"{runtime.device}, {runtime.threads} threads, {runtime.fusion}")
+    runtime = start_runtime(opened.recipe, "train", terminal)
+    _introduce(opened, terminal, f"{runtime.device}, {runtime.threads} threads, {runtime.kernels}")
     with _failures_in_a_line():
         return Training(opened, runtime, terminal)
 

@@ -12,7 +12,33 @@ from mindspore import mint, nn, ops
 from mindspore.ops.auto_generate import RmsNorm, RotaryPositionEmbedding, SplitWithSize, Swiglu
 from mindspore.ops.operations.nn_ops import FlashAttentionScore
 
+from mindmodel.layers.adamw import AdamWByTensor
+from mindmodel.layers.kernels import Kernels
+
 COMPRESSED_MASK_SIZE = 2048  # sparse_mode 2 takes one causal mask of this size for every sequence length
+
+
+class EmbeddingAscend(nn.Cell):
+    """Rows of a table. Inputs: ids int32 [T], table float32 [V, D]. Outputs: [T, D] in `dtype`."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.dtype = dtype
+        self.gather = ops.Gather()
+
+    def construct(self, ids, table):
+        return ops.cast(self.gather(table, ids, 0), self.dtype)  # cast after: the gradient is summed in float32
+
+
+class LinearAscend(nn.Cell):
+    """x w'. Inputs: x [T, inputs], weight float32 [outputs, inputs]. Outputs: [T, outputs] in x's dtype."""
+
+    def __init__(self):
+        super().__init__()
+        self.matmul = ops.MatMul(transpose_b=True)
+
+    def construct(self, x, weight):
+        return self.matmul(x, ops.cast(weight, x.dtype))
 
 
 class RMSNormAscend(nn.Cell):
@@ -29,6 +55,13 @@ class RMSNormAscend(nn.Cell):
 
     def construct(self, x, weight):
         return self.rms_norm(x, ops.cast(weight, x.dtype))[0]
+
+
+class ResidualNormAscend(RMSNormAscend):
+    """x, and x / rms(x) * weight. Inputs: as RMSNormAscend's. Outputs: twice [T, D]."""
+
+    def construct(self, x, weight):
+        return x, self.rms_norm(x, ops.cast(weight, x.dtype))[0]
 
 
 class SwiGLUAscend(nn.Cell):
@@ -79,33 +112,41 @@ class CausalAttentionAscend(nn.Cell):
         return attended.reshape((-1, self.num_heads * size))
 
 
-class CrossEntropyAscend(nn.Cell):
-    """Cross entropy and squared log-denominator in float32, summed over the rows whose label is not negative.
+class HeadLossAscend(nn.Cell):
+    """Output layer, and loss in float32, summed over the rows whose label is not negative.
 
-    Inputs: logits [T, V], labels int32 [T]. Outputs: two float32 scalars and the log-denominators [T, 1].
+    Inputs: hidden [T, D], weight float32 [V, D], labels int32 [T].
+    Outputs: cross entropy + z_loss * squared log-denominator, cross entropy.
     """
 
-    def __init__(self, vocab_size: int):
+    def __init__(self, vocab_size: int, z_loss: float, gradient: bool):
         super().__init__()
+        self.z_loss = z_loss
+        self.linear = LinearAscend()
         self.max_rows = ops.ReduceMax(keep_dims=True)
         self.pick = ops.GatherD()
 
-    def construct(self, logits, labels):
-        labels, logits = labels.reshape((-1, 1)), ops.cast(logits, mstype.float32)
+    def construct(self, hidden, weight, labels):
+        labels, logits = labels.reshape((-1, 1)), ops.cast(self.linear(hidden, weight), mstype.float32)
         keep = ops.cast(labels >= 0, mstype.float32)
         largest = ops.stop_gradient(self.max_rows(logits, (1,)))
         shifted = logits - largest
         log_sum = ops.log(mint.sum(ops.exp(shifted), 1, True))
-        entropy = log_sum - self.pick(shifted, 1, ops.maximum(labels, 0))
+        entropy = mint.sum((log_sum - self.pick(shifted, 1, ops.maximum(labels, 0))) * keep)
+        if self.z_loss == 0.0:
+            return entropy, entropy
         log_sum = log_sum + largest
-        return mint.sum(entropy * keep), mint.sum(log_sum * log_sum * keep), log_sum
+        return entropy + self.z_loss * mint.sum(log_sum * log_sum * keep), entropy
 
 
 class SquareSumAscend(nn.Cell):
-    """Sum of the squares. Inputs: x float32 of any shape. Outputs: scalar."""
+    """Sum of all squares. Inputs: tuple of float32 tensors. Outputs: scalar."""
 
-    def construct(self, x):
-        return mint.sum(mint.square(x))
+    def construct(self, tensors):
+        total = Tensor(0.0, mstype.float32)
+        for tensor in tensors:
+            total = total + mint.sum(mint.square(tensor))
+        return total
 
 
 class FiniteOrZeroAscend(nn.Cell):
@@ -113,3 +154,22 @@ class FiniteOrZeroAscend(nn.Cell):
 
     def construct(self, x, scale):
         return mint.nan_to_num(x, 0.0, 0.0, 0.0) * scale
+
+
+class AdamWAscend(AdamWByTensor):
+    """One kernel a tensor."""
+
+    finite_or_zero = FiniteOrZeroAscend
+
+
+KERNELS = Kernels(
+    embedding=EmbeddingAscend,
+    linear=LinearAscend,
+    rms_norm=RMSNormAscend,
+    residual_norm=ResidualNormAscend,
+    swiglu=SwiGLUAscend,
+    causal_attention=CausalAttentionAscend,
+    head_loss=HeadLossAscend,
+    square_sum=SquareSumAscend,
+    adamw=AdamWAscend,
+)

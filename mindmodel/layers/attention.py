@@ -21,15 +21,15 @@ class Attention(nn.Cell):
     Source: checked against transformers' `LlamaAttention` and `Qwen3Attention`.
     """
 
-    def __init__(self, model: ModelSection, cos: np.ndarray, sin: np.ndarray, dtype):
+    def __init__(self, model: ModelSection, cos: np.ndarray, sin: np.ndarray):
         super().__init__()
         width = model.num_heads * model.head_size
-        self.qkv = Linear(model.hidden_size, width + 2 * model.num_kv_heads * model.head_size, dtype)
+        self.qkv = Linear(model.hidden_size, width + 2 * model.num_kv_heads * model.head_size)
         self.q_norm = RMSNorm(model.head_size, model.norm_eps) if model.qk_norm else None
         self.k_norm = RMSNorm(model.head_size, model.norm_eps) if model.qk_norm else None
         attention = device_kernels().causal_attention
         self.causal_attention = attention(model.num_heads, model.num_kv_heads, model.head_size, cos, sin)
-        self.out = Linear(width, model.hidden_size, dtype)
+        self.out = Linear(width, model.hidden_size)
 
     def construct(self, x):
         return self.out(self.causal_attention(self.qkv(x), self.q_norm, self.k_norm))

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from mindspore import Parameter
 from mindspore import dtype as mstype
-from mindspore import ops
+from mindspore import nn
+from mindspore.common.initializer import initializer
 
-from mindmodel.layers.linear import Weight
+from mindmodel.layers.kernels import device_kernels
 
 
-class Embedding(Weight):
-    """Rows of the table.
+class Embedding(nn.Cell):
+    """Rows of the table, which is kept in float32.
 
-    Inputs: ids int32 [T]. Outputs: [T, hidden_size] in the compute dtype.
+    Inputs: ids int32 [T]. Outputs: [T, hidden_size] in `dtype`.
     """
 
     def __init__(self, vocab_size: int, hidden_size: int, dtype=mstype.float32):
-        super().__init__((vocab_size, hidden_size), dtype)
-        self.gather = ops.Gather()
+        super().__init__()
+        self.weight = Parameter(initializer("zeros", (vocab_size, hidden_size), mstype.float32), name="weight")
+        self.embedding = device_kernels().embedding(dtype)
 
     def construct(self, ids):
-        rows = self.gather(self.weight, ids, 0)  # cast after: the gradient is then summed over tokens in float32
-        return self.cast(rows, self.dtype) if self.casts else rows
+        return self.embedding(ids, self.weight)

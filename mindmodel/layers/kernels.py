@@ -6,38 +6,33 @@ from typing import NamedTuple
 
 import mindspore as ms
 
+from mindmodel.layers.native import library
+
 
 class Kernels(NamedTuple):
     """Cell classes with the same interface on every device: those of the layers, and those of the optimizer."""
 
+    embedding: type
+    linear: type
     rms_norm: type
+    residual_norm: type
     swiglu: type
     causal_attention: type
-    cross_entropy: type
+    head_loss: type
     square_sum: type
-    finite_or_zero: type
+    adamw: type
 
 
 def device_kernels() -> Kernels:
-    """Kernels of the device that MindSpore is set to."""
+    """Kernels of the device that MindSpore is set to; on CPU the native ones where their library is in use."""
     if ms.get_context("device_target") == "Ascend":
         from mindmodel.layers import ascend
 
-        return Kernels(
-            rms_norm=ascend.RMSNormAscend,
-            swiglu=ascend.SwiGLUAscend,
-            causal_attention=ascend.CausalAttentionAscend,
-            cross_entropy=ascend.CrossEntropyAscend,
-            square_sum=ascend.SquareSumAscend,
-            finite_or_zero=ascend.FiniteOrZeroAscend,
-        )
+        return ascend.KERNELS
+    if library.in_use() is not None:
+        from mindmodel.layers.native import cells
+
+        return cells.KERNELS
     from mindmodel.layers import cpu
 
-    return Kernels(
-        rms_norm=cpu.RMSNormCPU,
-        swiglu=cpu.SwiGLUCPU,
-        causal_attention=cpu.CausalAttentionCPU,
-        cross_entropy=cpu.CrossEntropyCPU,
-        square_sum=cpu.SquareSumCPU,
-        finite_or_zero=cpu.FiniteOrZeroCPU,
-    )
+    return cpu.KERNELS

@@ -7,20 +7,22 @@ from mindspore import nn, ops
 from mindmodel.layers.kernels import device_kernels
 
 
-class CrossEntropy(nn.Cell):
-    """Sums over the rows whose label is not negative; negative labels are ignored.
+class HeadLoss(nn.Cell):
+    """Output layer and cross entropy, summed over the rows whose label is not negative; negative labels are ignored.
 
-    Inputs: logits [T, V], labels int32 [T].
+    Args:
+        vocab_size: V.
+        z_loss: weight of the squared log of the softmax denominator.
+        gradient: false for evaluation; such a loss cannot be differentiated.
+
+    Inputs: hidden [T, D], weight float32 [V, D], labels int32 [T].
     Outputs: the sum to differentiate (cross entropy + z_loss * squared log-denominator) and the cross entropy alone.
     """
 
-    def __init__(self, vocab_size: int, z_loss: float = 0.0):
+    def __init__(self, vocab_size: int, z_loss: float = 0.0, gradient: bool = True):
         super().__init__()
-        self.z_loss = z_loss
-        self.cross_entropy = device_kernels().cross_entropy(vocab_size)
+        self.head_loss = device_kernels().head_loss(vocab_size, z_loss, gradient)
 
-    def construct(self, logits, labels):
-        entropy, squared_log_sum, _ = self.cross_entropy(logits, labels)
-        if self.z_loss == 0.0:
-            return entropy, ops.stop_gradient(entropy)
-        return entropy + self.z_loss * squared_log_sum, ops.stop_gradient(entropy)
+    def construct(self, hidden, weight, labels):
+        outputs = self.head_loss(hidden, weight, labels)
+        return outputs[0], ops.stop_gradient(outputs[1])

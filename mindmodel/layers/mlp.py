@@ -19,11 +19,11 @@ class MLP(nn.Cell):
     Source: checked against transformers' `LlamaMLP`.
     """
 
-    def __init__(self, model: ModelSection, dtype):
+    def __init__(self, model: ModelSection):
         super().__init__()
-        self.gate_up = Linear(model.hidden_size, 2 * model.ffn_size, dtype)
+        self.gate_up = Linear(model.hidden_size, 2 * model.ffn_size)
         self.swiglu = device_kernels().swiglu(model.ffn_blocks)
-        self.down = Linear(model.ffn_size, model.hidden_size, dtype)
+        self.down = Linear(model.ffn_size, model.hidden_size)
 
     def construct(self, x):
         return self.down(self.swiglu(self.gate_up(x)))

@@ -24,3 +24,18 @@ class RMSNorm(nn.Cell):
 
     def construct(self, x):
         return self.rms_norm(x, self.weight)
+
+
+class ResidualNorm(nn.Cell):
+    """A norm at a branch of the residual stream: what it and the branch give back is added here.
+
+    Inputs: x [T, size]. Outputs: x, for the stream, and x / rms(x) * weight, for the branch.
+    """
+
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight = Parameter(initializer("ones", (size,), mstype.float32), name="weight")
+        self.residual_norm = device_kernels().residual_norm(size, eps)
+
+    def construct(self, x):
+        return self.residual_norm(x, self.weight)

@@ -12,9 +12,9 @@ from mindspore import nn
 from mindmodel.layers.attention import Attention
 from mindmodel.layers.embedding import Embedding
 from mindmodel.layers.linear import Linear
-from mindmodel.layers.loss import CrossEntropy
+from mindmodel.layers.loss import HeadLoss
 from mindmodel.layers.mlp import MLP
-from mindmodel.layers.norm import RMSNorm
+from mindmodel.layers.norm import ResidualNorm, RMSNorm
 from mindmodel.layers.rope import rope_tables
 from mindmodel.recipe.schema import ModelSection
 
@@ -27,16 +27,18 @@ class Block(nn.Cell):
     Inputs: x [B S, hidden_size]. Outputs: [B S, hidden_size].
     """
 
-    def __init__(self, model: ModelSection, cos: np.ndarray, sin: np.ndarray, dtype):
+    def __init__(self, model: ModelSection, cos: np.ndarray, sin: np.ndarray):
         super().__init__()
-        self.attention_norm = RMSNorm(model.hidden_size, model.norm_eps)
-        self.attention = Attention(model, cos, sin, dtype)
-        self.mlp_norm = RMSNorm(model.hidden_size, model.norm_eps)
-        self.mlp = MLP(model, dtype)
+        self.attention_norm = ResidualNorm(model.hidden_size, model.norm_eps)
+        self.attention = Attention(model, cos, sin)
+        self.mlp_norm = ResidualNorm(model.hidden_size, model.norm_eps)
+        self.mlp = MLP(model)
 
     def construct(self, x):
-        x = x + self.attention(self.attention_norm(x))
-        return x + self.mlp(self.mlp_norm(x))
+        x, branch = self.attention_norm(x)
+        x = x + self.attention(branch)
+        x, branch = self.mlp_norm(x)
+        return x + self.mlp(branch)
 
 
 class Decoder(nn.Cell):
@@ -53,38 +55,41 @@ class Decoder(nn.Cell):
 
     def __init__(self, model: ModelSection, seq_len: int, compute_dtype: str = "float32"):
         super().__init__()
-        dtype = DTYPES[compute_dtype]
         cos, sin = rope_tables(model, seq_len)
-        self.embedding = Embedding(model.vocab_size, model.hidden_size, dtype)
-        self.layers = nn.CellList([Block(model, cos, sin, dtype) for _ in range(model.num_layers)])
+        self.embedding = Embedding(model.vocab_size, model.hidden_size, DTYPES[compute_dtype])
+        self.layers = nn.CellList([Block(model, cos, sin) for _ in range(model.num_layers)])
         self.norm = RMSNorm(model.hidden_size, model.norm_eps)
-        self.head = Linear(model.hidden_size, model.vocab_size, dtype)
+        self.head = Linear(model.hidden_size, model.vocab_size)
         if model.tied_embeddings:
             self.head.weight = self.embedding.weight
         for name, parameter in self.parameters_and_names():
             parameter.name = name
 
-    def construct(self, ids):
+    def hidden(self, ids):
+        """What the output layer is applied to: [B S, hidden_size]."""
         x = self.embedding(ids.reshape((-1,)))
         for layer in self.layers:
             x = layer(x)
-        return self.head(self.norm(x))
+        return self.norm(x)
+
+    def construct(self, ids):
+        return self.head(self.hidden(ids))
 
 
 class DecoderLoss(nn.Cell):
-    """The decoder with its loss.
+    """The decoder with its loss; `gradient` false is for evaluation.
 
     Inputs: ids and labels int32 [B, S]; labels below zero are ignored.
     Outputs: the sum to differentiate and the cross entropy alone, both summed over the labels that count.
     """
 
-    def __init__(self, decoder: Decoder, vocab_size: int, z_loss: float = 0.0):
+    def __init__(self, decoder: Decoder, vocab_size: int, z_loss: float = 0.0, gradient: bool = True):
         super().__init__(auto_prefix=False)
         self.decoder = decoder
-        self.loss = CrossEntropy(vocab_size, z_loss)
+        self.loss = HeadLoss(vocab_size, z_loss, gradient)
 
     def construct(self, ids, labels):
-        return self.loss(self.decoder(ids), labels.reshape((-1,)))
+        return self.loss(self.decoder.hidden(ids), self.decoder.head.weight, labels.reshape((-1,)))
 
 
 def initial_weight(name: str, shape: tuple[int, ...], model: ModelSection, seed: int) -> np.ndarray:

@@ -1,8 +1,11 @@
-"""Where compiled graph kernels are kept between runs: a private folder, verified before MindSpore loads a file of it.
+"""Where compiled kernels and graphs are kept between runs: a private folder, verified before MindSpore loads from it.
 
 MindSpore writes the shared objects of fused kernels below MS_COMPILER_CACHE_PATH and loads what it finds there by name.
 A process that is killed can leave half of one behind, and two compiling at once can overwrite each other; so the folder
 has one owner at a time, and a manifest of checksums that is renewed after each compilation decides what may stay.
+
+A graph that MindSpore's front end has made is kept below the same folder. MindSpore finds it again by its number among
+the graphs of the process alone, so only the first one is kept, in a folder named by all that it depends on.
 """
 
 from __future__ import annotations
@@ -21,17 +24,43 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Iterator, Optional
 
+import mindmodel
 from mindmodel.errors import MindModelError
 from mindmodel.files import read_json, sha256_of, write_text_safely
 from mindmodel.machine import cache_folder, cpu_features
+from mindmodel.recipe.dump import recipe_to_dict
+from mindmodel.recipe.schema import Recipe
 
 MANIFEST = "manifest.json"
 COMPILE_LOG = "compile.log"
+FRONT_END = Path("rank_0", "graph_cache")
+"""Where MindSpore looks for a graph."""
+GRAPHS_KEPT = 16
+NOT_IN_THE_GRAPH = (
+    "name", "checkpoint", "log", "data.source", "data.path", "data.tokenizer", "data.tokenizer_vocab_size",
+    "data.heldout", "train.steps", "train.stop_at", "train.seed", "train.eval_every", "train.max_hours",
+    "train.init_from", "optim.peak_lr", "optim.warmup_steps", "optim.schedule", "optim.final_lr_ratio",
+    "runtime.output", "runtime.compile_cache",
+)
+"""Sections and keys of a recipe that no graph is made of; every other one is taken to matter."""
 
 
 def _key() -> str:
     """Kernels are built by one version of MindSpore for the machine's own instruction set."""
     return hashlib.sha256(f"{version('mindspore')} {sorted(cpu_features())}".encode()).hexdigest()[:16]
+
+
+def graph_key(recipe: Recipe, purpose: str, native_library: Optional[Path]) -> str:
+    """Names all that the first graph of a process depends on: recipe, purpose, kernels, versions and our sources."""
+    plain = recipe_to_dict(recipe)
+    for name in NOT_IN_THE_GRAPH:
+        section, _, key = name.partition(".")
+        (plain[section] if key else plain).pop(key or section)
+    package = Path(mindmodel.__file__).parent
+    sources = {str(path.relative_to(package)): sha256_of(path) for path in sorted(package.rglob("*.py"))}
+    versions = [sys.version, version("mindspore")]
+    text = json.dumps([purpose, plain, str(native_library), versions, sources], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class GraphCache:
@@ -67,13 +96,29 @@ class GraphCache:
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         return folder
 
+    def keep_graph(self, key: str) -> None:
+        """The graph that is compiled with `compiling(kept=True)` is the one of this key; old ones are removed."""
+        folder, link = self.folder / "front_end" / key, self.folder / FRONT_END
+        link.parent.mkdir(exist_ok=True)
+        link.unlink(missing_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        os.utime(folder)
+        link.symlink_to(folder, target_is_directory=True)
+        by_age = sorted(folder.parent.iterdir(), key=lambda path: path.stat().st_mtime)
+        for old in by_age[:-GRAPHS_KEPT]:
+            shutil.rmtree(old, ignore_errors=True)
+
     @contextmanager
-    def compiling(self) -> Iterator[None]:
+    def compiling(self, kept: bool = False) -> Iterator[None]:
         """Compile inside: MindSpore's kernel compiler writes a log into the working folder and chats on the terminal.
 
         The working folder is this one meanwhile, and what is printed goes into compile.log in it. To be called in the
         main thread.
+
+        Args:
+            kept: whether the graph is that of `keep_graph`, to be found or kept; for the first graph only.
         """
+        os.environ["MS_COMPILER_CACHE_ENABLE"] = str(int(kept and (self.folder / FRONT_END).exists()))
         sys.stdout.flush()
         sys.stderr.flush()
         before, terminal = os.getcwd(), (os.dup(1), os.dup(2))

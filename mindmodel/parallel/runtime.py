@@ -5,15 +5,19 @@ from __future__ import annotations
 import importlib.util
 import time
 from dataclasses import dataclass
+from typing import Optional
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, ops
+from mindspore import Tensor, nn, ops
 
 from mindmodel.errors import LayoutError
-from mindmodel.machine import ascend_devices, usable_cores
-from mindmodel.parallel.graph_cache import GraphCache
-from mindmodel.recipe.schema import RuntimeSection
+from mindmodel.layers.native import library
+from mindmodel.machine import ascend_devices
+from mindmodel.parallel.environment import num_threads
+from mindmodel.parallel.graph_cache import GraphCache, graph_key
+from mindmodel.recipe.schema import Recipe
+from mindmodel.terminal import Terminal
 
 PEAK_MATMUL_SIZE = 1024
 PEAK_MEASURING_S = 0.5
@@ -27,40 +31,70 @@ class Runtime:
     Attributes:
         device: CPU or Ascend.
         threads: CPU threads.
+        native_kernels: whether layers take the C++ kernels (CPU).
         graph_kernels: whether elementwise operators are fused (CPU; needs the package decorator).
         cache: where graphs are compiled.
     """
 
     device: str
     threads: int
+    native_kernels: bool
     graph_kernels: bool
     cache: GraphCache
 
     @property
-    def fusion(self) -> str:
+    def kernels(self) -> str:
         """In words."""
+        if self.native_kernels:
+            return "native kernels"
         return "fused graph kernels" if self.graph_kernels else "graph kernels not fused"
 
 
-def start_runtime(runtime: RuntimeSection) -> Runtime:
+def start_runtime(recipe: Recipe, purpose: str, terminal: Optional[Terminal] = None) -> Runtime:
     """Set MindSpore up for graph mode on the recipe's device.
 
+    Args:
+        recipe: with `model.vocab_size` filled in.
+        purpose: what the first graph that is compiled will be, as `train`.
+        terminal: where it is told that kernels are built, or why they cannot be.
+
     Raises:
-        LayoutError: if the device is not there.
+        LayoutError: if the device is not there, or native kernels are asked for and cannot be had.
     """
-    cache = GraphCache()
+    runtime, cache = recipe.runtime, GraphCache()
     ms.set_context(mode=ms.GRAPH_MODE)
     device = _set_device(runtime.device)
     ms.set_recursion_limit(20000)  # deep decoders nest deeper than the default
-    threads = runtime.threads or usable_cores()
-    graph_kernels = device == "CPU" and importlib.util.find_spec("decorator") is not None
-    if graph_kernels:
-        ms.set_context(enable_graph_kernel=True)
+    threads = num_threads()
+    native_kernels = device == "CPU" and _use_native_kernels(runtime.cpu_kernels, threads, terminal or Terminal())
+    # fused kernels know no bfloat16; between native kernels little is left to fuse, and compiling takes a third
+    can_fuse = device == "CPU" and not native_kernels and recipe.train.compute_dtype == "float32"
+    graph_kernels = can_fuse and importlib.util.find_spec("decorator") is not None
+    ms.set_context(enable_graph_kernel=graph_kernels)
     if device == "CPU":
         ms.set_context(runtime_num_threads=threads)
     if runtime.deterministic:
         ms.set_deterministic(True)
-    return Runtime(device=device, threads=threads, graph_kernels=graph_kernels, cache=cache)
+    if runtime.compile_cache:
+        cache.keep_graph(graph_key(recipe, f"{purpose} {device} {graph_kernels}", library.in_use()))
+    return Runtime(
+        device=device, threads=threads, native_kernels=native_kernels, graph_kernels=graph_kernels, cache=cache
+    )
+
+
+def _use_native_kernels(asked: str, threads: int, terminal: Terminal) -> bool:
+    """`auto` is native wherever the library can be built; why it cannot is said once."""
+    library.use(None)
+    if asked == "graph":
+        return False
+    try:
+        library.use(library.find_or_build(terminal.working), threads)
+    except library.BuildError as error:
+        if asked == "native":
+            raise LayoutError(f"runtime.cpu_kernels: 'native' cannot be had: {error}. Use auto or graph.") from error
+        terminal.say(f"no native CPU kernels, the graph's formulas are used instead: {error}")
+        return False
+    return True
 
 
 def _set_device(asked: str) -> str:
@@ -76,6 +110,17 @@ def _set_device(asked: str) -> str:
     return device
 
 
+class Product(nn.Cell):
+    """The product of a matrix with itself, as a graph: outside of one MatMul is only half as fast."""
+
+    def __init__(self):
+        super().__init__()
+        self.matmul = ops.MatMul()
+
+    def construct(self, x):
+        return self.matmul(x, x)
+
+
 def peak_flops(runtime: Runtime) -> tuple[float, str]:
     """The FLOP/s that utilisation is measured against, and its name.
 
@@ -84,13 +129,13 @@ def peak_flops(runtime: Runtime) -> tuple[float, str]:
     """
     if runtime.device == "Ascend":
         return ASCEND_PEAK_FLOPS, "Ascend 910B3, bfloat16 matrix unit"
-    matmul = ops.MatMul()
-    square = Tensor(np.ones((PEAK_MATMUL_SIZE, PEAK_MATMUL_SIZE), np.float32))
-    matmul(square, square).asnumpy()
+    product, square = Product(), Tensor(np.ones((PEAK_MATMUL_SIZE, PEAK_MATMUL_SIZE), np.float32))
+    with runtime.cache.compiling():
+        product(square).asnumpy()
     best_s = float("inf")
     end = time.perf_counter() + PEAK_MEASURING_S
     while (start := time.perf_counter()) < end:
-        matmul(square, square).asnumpy()
+        product(square).asnumpy()
         best_s = min(best_s, time.perf_counter() - start)
     size = "x".join([str(PEAK_MATMUL_SIZE)] * 3)
     return 2 * PEAK_MATMUL_SIZE**3 / best_s, f"measured: float32 MatMul {size} on {runtime.threads} CPU threads"

@@ -191,11 +191,6 @@ def stop_is_within_the_run(recipe: Recipe) -> Iterator[Fault]:
         yield Fault("train.stop_at", f"'stop_at={stop}' is beyond 'steps={steps}'. Use {steps} or less.")
 
 
-def cpu_computes_in_float32(recipe: Recipe) -> Iterator[Fault]:
-    if recipe.runtime.device == "cpu" and recipe.train.compute_dtype == "bfloat16":
-        yield Fault("train.compute_dtype", "'bfloat16' has no matmul with 'runtime.device=cpu'. Use float32.")
-
-
 def kept_checkpoints_are_written(recipe: Recipe) -> Iterator[Fault]:
     every, forever = recipe.checkpoint.every, recipe.checkpoint.keep_every
     if forever and (not every or forever % every):
@@ -229,7 +224,6 @@ RULES: tuple[Rule, ...] = (
     recompute_layers_has_recompute,
     warmup_ends_before_the_run,
     stop_is_within_the_run,
-    cpu_computes_in_float32,
     kept_checkpoints_are_written,
 )
 

@@ -152,6 +152,10 @@ class RuntimeSection:
     output: Optional[str] = key("run folder; default runs/<recipe name>", None)
     device: Literal["auto", "cpu", "ascend"] = key("auto: ascend where there is one", "auto")
     threads: Optional[int] = key("CPU threads; default all cores this process may use", None, minimum=1)
+    cpu_kernels: Literal["auto", "graph", "native"] = key(
+        "graph: MindSpore's operators; native: C++, built at first use; auto: native where it can be built", "auto"
+    )
+    compile_cache: bool = key("keep compiled graphs, so that the next start of the same recipe is quicker", True)
     deterministic: bool = key("only kernels that give the same bits every time", False)
 
 

@@ -35,12 +35,11 @@ def _apply(recipe: Recipe, keys: Keys, keep: AbstractSet[str]) -> Recipe:
 
 def _for_any_device(recipe: Recipe) -> Keys:
     """What only a cluster's chips can do."""
-    keys: Keys = {"train.compute_dtype": "float32"}
-    return keys | ({"runtime.device": "auto"} if recipe.runtime.device == "ascend" else {})
+    return {"runtime.device": "auto"} if recipe.runtime.device == "ascend" else {}
 
 
 def single(recipe: Recipe, keep: AbstractSet[str] = frozenset()) -> tuple[Recipe, tuple[str, ...]]:
-    """The recipe on one device: all degrees 1, nothing split, float32 because a CPU has no bfloat16 matmul.
+    """The recipe on one device: all degrees 1, nothing split.
 
     Args:
         recipe: a checked recipe.

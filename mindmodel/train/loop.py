@@ -55,7 +55,7 @@ class Training:
         self.optimizer = AdamW(self.decoder.trainable_params(), recipe.optim, recipe.train.check_finite != "none")
         network = DecoderLoss(self.decoder, recipe.model.vocab_size, recipe.train.z_loss)
         self.train_step = TrainStep(network, self.optimizer, recipe.train, recipe.parallel.micro_batches).set_train()
-        self.eval_network = DecoderLoss(self.decoder, recipe.model.vocab_size).set_train(False)
+        self.eval_network = DecoderLoss(self.decoder, recipe.model.vocab_size, gradient=False).set_train(False)
         self._fill()
         peak, peak_name = peak_flops(runtime)
         self.utilisation = Utilisation(
@@ -112,7 +112,7 @@ class Training:
         batch = self.opened.batches.batch(self.step * count, count)
         inputs = (Tensor(batch.ids), Tensor(batch.labels), Tensor(lr, ms.float32))
         if self.step == self.first_step:
-            with self.terminal.working("compiling the training graph"), self.runtime.cache.compiling():
+            with self.terminal.working("compiling the training graph"), self.runtime.cache.compiling(kept=True):
                 outputs = [output.asnumpy() for output in self.train_step(*inputs)]
         else:
             outputs = [output.asnumpy() for output in self.train_step(*inputs)]

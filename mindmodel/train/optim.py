@@ -1,4 +1,4 @@
-"""AdamW and what stands between the gradients and it: the global norm, clipping and the finite check."""
+"""AdamW."""
 
 from __future__ import annotations
 
@@ -10,25 +10,11 @@ from mindmodel.layers.kernels import device_kernels
 from mindmodel.recipe.schema import OptimSection
 
 
-class GlobalNorm(nn.Cell):
-    """Root of the summed squares of all gradients."""
-
-    def __init__(self):
-        super().__init__()
-        self.square_sum = device_kernels().square_sum()
-
-    def construct(self, grads):
-        total = Tensor(0.0, mstype.float32)
-        for grad in grads:
-            total = total + self.square_sum(grad)
-        return ops.sqrt(total)
-
-
 class AdamW(nn.Cell):
     """AdamW with decoupled weight decay and bias correction, fused per parameter.
 
-    A step with `apply` false leaves weights, moments and step count bitwise as they were, without a branch in the
-    graph: gradients become zero, both betas one and the learning rate zero. `checks_finite`: whether that can happen.
+    A step with `apply` false leaves weights, moments and step count bitwise as they were. `checks_finite`: whether that
+    can happen.
 
     Inputs: grads (as the parameters), scale of the gradients (scalar), apply (bool scalar), lr (float32 scalar).
     Source: Loshchilov and Hutter (arXiv 1711.05101) algorithm 2; equal to torch.optim.AdamW, whose eps is added after
@@ -44,10 +30,8 @@ class AdamW(nn.Cell):
         self.beta2_power = Parameter(Tensor(1.0, mstype.float32), name="beta2_power")
         self.beta1, self.beta2, self.eps = optim.beta1, optim.beta2, optim.eps
         self.weight_decay = optim.weight_decay
-        self.decays = tuple(self._decays(parameter, optim) for parameter in parameters)
-        self.checks_finite = checks_finite
-        self.finite_or_zero = device_kernels().finite_or_zero()
-        self.adam = ops.AdamWeightDecay()
+        decays = tuple(self._decays(parameter, optim) for parameter in parameters)
+        self.update = device_kernels().adamw(decays, checks_finite)
 
     @staticmethod
     def _decays(parameter: Parameter, optim: OptimSection) -> bool:
@@ -62,19 +46,15 @@ class AdamW(nn.Cell):
 
     def construct(self, grads, scale, apply, lr):
         one = Tensor(1.0, mstype.float32)
-        beta1, beta2 = ops.select(apply, one * self.beta1, one), ops.select(apply, one * self.beta2, one)
-        lr, scale = ops.select(apply, lr, one * 0.0), ops.select(apply, scale, one * 0.0)
-        power1, power2 = self.beta1_power * beta1, self.beta2_power * beta2
+        power1 = self.beta1_power * ops.select(apply, one * self.beta1, one)
+        power2 = self.beta2_power * ops.select(apply, one * self.beta2, one)
         # 1 - power is a divisor: before the first applied step it must not be zero
         used1, used2 = ops.select(apply, power1, one * 0.5), ops.select(apply, power2, one * 0.5)
         root = ops.sqrt(1.0 - used2)
         correction = root / (1.0 - used1)
-        lr, eps, decay, no_decay = lr * correction, self.eps * root, self.weight_decay / correction, one * 0.0
+        beta1, beta2, decay = one * self.beta1, one * self.beta2, self.weight_decay / correction
         done = (ops.assign(self.beta1_power, power1), ops.assign(self.beta2_power, power2))
-        for i in range(len(self.parameters)):
-            grad = self.finite_or_zero(grads[i], scale) if self.checks_finite else grads[i] * scale
-            done = done + self.adam(
-                self.parameters[i], self.first_moments[i], self.second_moments[i], lr, beta1, beta2, eps,
-                decay if self.decays[i] else no_decay, grad,
-            )
-        return done
+        return done + self.update(
+            self.parameters, self.first_moments, self.second_moments, grads,
+            lr * correction, beta1, beta2, self.eps * root, decay, scale, apply,
+        )

@@ -16,12 +16,12 @@ from mindmodel.checkpoint.run_folder import RunFolder
 from mindmodel.data.loader import TrainBatches
 from mindmodel.data.prepare import Corpus, prepare
 from mindmodel.errors import CheckpointError, LayoutError, RecipeError
-from mindmodel.machine import ascend_devices, memory
+from mindmodel.machine import memory
 from mindmodel.recipe.dump import describe
 from mindmodel.recipe.estimate import estimate
 from mindmodel.recipe.load import recipe_from_dict
 from mindmodel.recipe.resume import resume_changes, resume_conflicts
-from mindmodel.recipe.rules import cpu_computes_in_float32, resolve_degrees
+from mindmodel.recipe.rules import resolve_degrees
 from mindmodel.recipe.schema import Recipe
 from mindmodel.terminal import Terminal
 from mindmodel.train.init_from import Initial, initial_weights
@@ -68,12 +68,7 @@ def for_this_machine(recipe: Recipe) -> Recipe:
 
     Raises:
         LayoutError: if it needs more than one device.
-        RecipeError: if it needs an Ascend device to compute in bfloat16, and there is none.
     """
-    if recipe.runtime.device == "auto" and not ascend_devices():
-        on_cpu = dataclasses.replace(recipe, runtime=dataclasses.replace(recipe.runtime, device="cpu"))
-        for fault in cpu_computes_in_float32(on_cpu):
-            raise RecipeError(f"recipe '{recipe.name}', {fault.key}: {fault.text} This machine has no Ascend device.")
     try:
         return resolve_degrees(recipe, 1)
     except LayoutError as error:

@@ -7,9 +7,10 @@ from mindspore import Tensor
 from mindspore import dtype as mstype
 from mindspore import nn, ops
 
+from mindmodel.layers.kernels import device_kernels
 from mindmodel.models.decoder import DecoderLoss
 from mindmodel.recipe.schema import TrainSection
-from mindmodel.train.optim import AdamW, GlobalNorm
+from mindmodel.train.optim import AdamW
 
 
 class TrainStep(nn.Cell):
@@ -24,7 +25,7 @@ class TrainStep(nn.Cell):
         super().__init__(auto_prefix=False)
         self.network, self.optimizer = network, optimizer
         self.grad = ms.value_and_grad(network, None, weights=optimizer.parameters, has_aux=True)
-        self.global_norm = GlobalNorm()
+        self.square_sum = device_kernels().square_sum()
         self.micro_batches = micro_batches
         self.clip_norm = train.clip_norm
         self.checks_finite = train.check_finite != "none"
@@ -57,7 +58,7 @@ class TrainStep(nn.Cell):
     def construct(self, ids, labels, lr):
         entropy, grads = self.accumulate(ids, labels)
         num_labels = ops.maximum(ops.cast(labels >= 0, mstype.float32).sum(), 1.0)
-        norm = self.global_norm(grads) / num_labels
+        norm = ops.sqrt(self.square_sum(grads)) / num_labels
         scale = 1.0 / num_labels
         if self.clip_norm > 0:
             scale = scale * ops.minimum(self.clip_norm / (norm + 1e-6), 1.0)

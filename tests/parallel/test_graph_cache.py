@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mindmodel.parallel import graph_cache
-from mindmodel.parallel.graph_cache import GraphCache
+from mindmodel.parallel.graph_cache import FRONT_END, GRAPHS_KEPT, GraphCache, graph_key
 
 
 @pytest.fixture(autouse=True)
@@ -110,7 +112,7 @@ def test_when_compiling_fails_the_terminal_and_the_folder_come_back(opened, tmp_
 
 
 SECOND = """
-from mindmodel.parallel.graph_cache import GraphCache
+from mindmodel.parallel.graph_cache import FRONT_END, GRAPHS_KEPT, GraphCache, graph_key
 cache = GraphCache()
 with cache.compiling():
     (cache.folder / "kernel.so").write_text("")
@@ -160,3 +162,79 @@ def test_a_full_disk_costs_only_the_manifest(opened, monkeypatch):
     monkeypatch.setattr(graph_cache, "write_text_safely", full)
     compile_into(cache)
     assert not (opened().folder / "kernel.so").exists()
+
+
+def test_the_first_graph_alone_is_kept_for_its_key(opened):
+    cache = opened()
+    cache.keep_graph("one")
+    with cache.compiling(kept=True):
+        assert os.environ["MS_COMPILER_CACHE_ENABLE"] == "1"
+        (cache.folder / FRONT_END / "graph.mindir").write_text("one's")
+    with cache.compiling():
+        assert os.environ["MS_COMPILER_CACHE_ENABLE"] == "0"
+    cache = opened()
+    cache.keep_graph("two")
+    assert not list((cache.folder / FRONT_END).iterdir())
+    cache.keep_graph("one")
+    assert (cache.folder / FRONT_END / "graph.mindir").read_text() == "one's"
+
+
+def test_a_graph_that_was_altered_is_removed(opened):
+    cache = opened()
+    cache.keep_graph("one")
+    with cache.compiling(kept=True):
+        (cache.folder / FRONT_END / "graph.mindir").write_text("whole")
+    (cache.folder / FRONT_END / "graph.mindir").write_text("evil!")
+    cache = opened()
+    cache.keep_graph("one")
+    assert not list((cache.folder / FRONT_END).iterdir())
+
+
+def test_the_oldest_graphs_are_removed(opened):
+    cache = opened()
+    for i in range(GRAPHS_KEPT + 3):
+        cache.keep_graph(str(i))
+        os.utime(cache.folder / "front_end" / str(i), (i, i))
+    kept = {path.name for path in (cache.folder / "front_end").iterdir()}
+    assert kept == {str(i) for i in range(3, GRAPHS_KEPT + 3)}
+
+
+def test_without_a_key_no_graph_is_kept(opened):
+    with opened().compiling(kept=True):
+        assert os.environ["MS_COMPILER_CACHE_ENABLE"] == "0"
+
+
+def replaced(recipe, section, **keys):
+    return dataclasses.replace(recipe, **{section: dataclasses.replace(getattr(recipe, section), **keys)})
+
+
+def test_a_graphs_key_is_of_all_that_matters_to_it(small_recipe, monkeypatch):
+    key = graph_key(small_recipe, "train", None)
+    others = [
+        graph_key(replaced(small_recipe, "model", rope_theta=5e5), "train", None),
+        graph_key(replaced(small_recipe, "train", z_loss=1e-4), "train", None),
+        graph_key(replaced(small_recipe, "optim", beta2=0.99), "train", None),
+        graph_key(replaced(small_recipe, "data", seq_len=4), "train", None),
+        graph_key(replaced(small_recipe, "parallel", micro_batches=2), "train", None),
+        graph_key(small_recipe, "eval", None),
+        graph_key(small_recipe, "train", Path("library.so")),
+    ]
+    monkeypatch.setattr(graph_cache, "version", lambda name: "another")
+    others.append(graph_key(small_recipe, "train", None))
+    assert len({key, *others}) == 1 + len(others)
+
+
+def test_a_graphs_key_is_not_of_what_only_the_run_is_made_of(small_recipe):
+    longer = replaced(small_recipe, "train", steps=77, seed=9, stop_at=3)
+    same = replaced(replaced(longer, "optim", peak_lr=1e-4), "runtime", output="elsewhere")
+    assert graph_key(same, "train", None) == graph_key(small_recipe, "train", None)
+
+
+def test_a_graphs_key_is_of_every_source(small_recipe, tmp_path, monkeypatch):
+    package = Path(graph_cache.mindmodel.__file__).parent
+    shutil.copytree(package, tmp_path / "mindmodel")
+    monkeypatch.setattr(graph_cache.mindmodel, "__file__", str(tmp_path / "mindmodel" / "__init__.py"))
+    key = graph_key(small_recipe, "train", None)
+    with open(tmp_path / "mindmodel" / "layers" / "mlp.py", "a") as file:
+        file.write("# changed\n")
+    assert graph_key(small_recipe, "train", None) != key

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -9,17 +10,21 @@ import sys
 import pytest
 
 from mindmodel.errors import LayoutError
-from mindmodel.parallel.environment import prepare_environment
-from mindmodel.recipe.schema import RuntimeSection
+from mindmodel.parallel import environment
+from mindmodel.parallel.environment import num_threads, prepare_environment
 
 
-def test_ascend_without_a_device_is_refused(runtime, monkeypatch):
+def with_runtime(recipe, **keys):
+    return dataclasses.replace(recipe, runtime=dataclasses.replace(recipe.runtime, **keys))
+
+
+def test_ascend_without_a_device_is_refused(runtime, small_recipe, monkeypatch):
     from mindmodel.parallel import runtime as module
 
     monkeypatch.setattr(module, "ascend_devices", lambda: 0)
     monkeypatch.setattr(module, "GraphCache", lambda: None)
     with pytest.raises(LayoutError, match="runtime.device: 'ascend' is asked for .* Use cpu or auto."):
-        module.start_runtime(RuntimeSection(device="ascend"))
+        module.start_runtime(with_runtime(small_recipe, device="ascend"), "tests")
 
 
 def test_the_peak_is_measured_and_named(runtime):
@@ -30,12 +35,27 @@ def test_the_peak_is_measured_and_named(runtime):
 
 
 def test_what_the_user_has_set_stays_except_the_threads_of_the_recipe(monkeypatch):
-    monkeypatch.setattr(os, "environ", {"GLOG_v": "1", "OMP_NUM_THREADS": "7"})
+    monkeypatch.setattr(os, "environ", {"GLOG_v": "1", "OMP_NUM_THREADS": "7,2"})
     prepare_environment()
-    assert os.environ["GLOG_v"] == "1" and os.environ["OMP_NUM_THREADS"] == "7"
+    assert os.environ["GLOG_v"] == "1" and num_threads() == 7
     assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
     prepare_environment(3)
-    assert os.environ["OMP_NUM_THREADS"] == "3"
+    assert os.environ["OMP_NUM_THREADS"] == "3" and num_threads() == 3
+
+
+@pytest.mark.parametrize("workers, threads", [("1", 12), ("5", 2), ("16", 1)])
+def test_the_cores_that_may_be_used_are_shared_out_among_the_workers_of_msrun(workers, threads, monkeypatch):
+    monkeypatch.setattr(environment, "usable_cores", lambda: 12)
+    monkeypatch.setattr(os, "environ", {"MS_ROLE": "MS_WORKER", "MS_WORKER_NUM": workers})
+    prepare_environment()
+    assert num_threads() == threads
+
+
+def test_alone_all_cores_that_may_be_used_are_taken(monkeypatch):
+    monkeypatch.setattr(environment, "usable_cores", lambda: 12)
+    monkeypatch.setattr(os, "environ", {})
+    prepare_environment()
+    assert num_threads() == 12
 
 
 def test_preparing_the_environment_loads_no_mindspore():

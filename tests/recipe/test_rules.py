@@ -82,10 +82,6 @@ CASES = {
         ["train.stop_at=101"],
         "command line, train.stop_at: 'stop_at=101' is beyond 'steps=100'. Use 100 or less.",
     ),
-    "cpu_computes_in_float32": (
-        ["runtime.device=cpu", "train.compute_dtype=bfloat16"],
-        "command line, train.compute_dtype: 'bfloat16' has no matmul with 'runtime.device=cpu'. Use float32.",
-    ),
     "kept_checkpoints_are_written": (
         ["checkpoint.every=10", "checkpoint.keep_every=15"],
         "command line, checkpoint.keep_every: 'keep_every=15' meets no checkpoint of 'every=10'. Use a multiple of 10.",

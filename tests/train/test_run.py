@@ -53,15 +53,6 @@ def test_several_devices_are_refused_with_the_way_out(recipe):
         for_this_machine(with_keys(recipe, "parallel", tp=2))
 
 
-def test_bfloat16_needs_an_ascend_device(recipe, monkeypatch):
-    wanted = with_keys(recipe, "train", compute_dtype="bfloat16")
-    monkeypatch.setattr(room, "ascend_devices", lambda: 0)
-    with pytest.raises(RecipeError, match="recipe 'small', train.compute_dtype: .* Use float32. This machine has no"):
-        for_this_machine(wanted)
-    monkeypatch.setattr(room, "ascend_devices", lambda: 8)
-    assert for_this_machine(wanted).train.compute_dtype == "bfloat16"
-
-
 def test_a_folder_that_a_failure_leaves_empty_is_removed_with_what_was_made_for_it(folder):
     with pytest.raises(DataError), owned(folder):
         assert folder.path.is_dir()

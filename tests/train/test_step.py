@@ -73,7 +73,7 @@ def test_clipping_scales_the_gradients_to_the_norm(compiling):
 def test_decay_spares_norms_and_by_choice_the_embedding(compiling):
     optim = OptimSection(weight_decay=0.5, decay_embeddings=False)
     stepper = Stepper(compiling, optim=optim)
-    decays = dict(zip((p.name for p in stepper.optimizer.parameters), stepper.optimizer.decays))
+    decays = dict(zip((p.name for p in stepper.optimizer.parameters), stepper.optimizer.update.decays))
     assert {name for name, decayed in decays.items() if not decayed} == {
         "embedding.weight", "layers.0.attention_norm.weight", "layers.0.mlp_norm.weight", "norm.weight",
     }

@@ -1,0 +1,1 @@
+"""C++ kernels for the CPU: their sources, how they are built and loaded, and the Cells around them."""

@@ -1,0 +1,135 @@
+#include "onednn.h"
+
+#include <omp.h>
+
+#include <algorithm>
+
+#if defined(MINDMODEL_ONEDNN) && defined(__AVX512F__)
+#define MINDMODEL_ONEDNN_FLOAT32
+#endif
+#if defined(MINDMODEL_ONEDNN) && (defined(__AVX512BF16__) || defined(__AMX_BF16__))
+#define MINDMODEL_ONEDNN_BFLOAT16
+#endif
+
+// oneDNN's functions for row-major matrices (n: as it is, t: transposed). Without a thread pool they work on one thread.
+extern "C" {
+int dnnl_threadpool_interop_sgemm(char, char, int64_t, int64_t, int64_t, float, const float *, int64_t, const float *, int64_t,
+                                  float, float *, int64_t, void *);
+int dnnl_threadpool_interop_gemm_bf16bf16f32(char, char, int64_t, int64_t, int64_t, float, const uint16_t *, int64_t,
+                                             const uint16_t *, int64_t, float, float *, int64_t, void *);
+}
+
+namespace mindmodel {
+
+#if defined(MINDMODEL_ONEDNN_FLOAT32) || defined(MINDMODEL_ONEDNN_BFLOAT16)
+namespace {
+
+// body(row, rows, column, columns) on every thread for its share of the result, cut along the longer side.
+template <class Body>
+void share(Index rows, Index columns, Body body) {
+#pragma omp parallel num_threads(num_threads())
+  {
+    const Index thread = omp_get_thread_num(), threads = omp_get_num_threads();
+    const Index size = std::max(rows, columns), begin = size * thread / threads, end = size * (thread + 1) / threads;
+    if (begin < end) {
+      if (rows >= columns) body(begin, end - begin, 0, columns);
+      else body(0, rows, begin, end - begin);
+    }
+  }
+}
+
+template <class Memory>
+const Memory *at(const Matrix &m, Index row, Index column) {
+  return static_cast<const Memory *>(m.data) + (m.transposed ? column * m.stride + row : row * m.stride + column);
+}
+
+char flag(const Matrix &m) { return m.transposed ? 'T' : 'N'; }
+
+#if defined(MINDMODEL_ONEDNN_FLOAT32)
+void multiply_float32(Index rows, Index columns, Index depth, const Matrix &a, const Matrix &b, const Result &c) {
+  share(rows, columns, [&](Index row, Index m, Index column, Index n) {
+    dnnl_threadpool_interop_sgemm(flag(a), flag(b), m, n, depth, 1.f, at<float>(a, row, 0), a.stride,
+                                  at<float>(b, 0, column), b.stride, c.accumulate ? 1.f : 0.f,
+                                  static_cast<float *>(c.data) + row * c.stride + column, c.stride, nullptr);
+  });
+}
+#endif
+
+#if defined(MINDMODEL_ONEDNN_BFLOAT16)
+constexpr Index SUM_FLOATS = 1 << 18;  // of a thread's sums before they are rounded
+
+// The operand in bfloat16: itself, or a copy without gaps in `buffer`.
+Matrix converted(const Matrix &m, Index rows, Index columns, Buffer &buffer) {
+  if (m.number == Number::bfloat16) return m;
+  const Index lines = m.transposed ? columns : rows, length = m.transposed ? rows : columns;
+  bfloat16 *copy = reinterpret_cast<bfloat16 *>(buffer.floats(divide_up(lines * length, 2)));
+#pragma omp parallel for num_threads(num_threads())
+  for (Index i = 0; i < lines; i++) {
+    const float *line = static_cast<const float *>(m.data) + i * m.stride;
+    for (Index j = 0; j < length; j++) copy[i * length + j] = from_float<bfloat16>(line[j]);
+  }
+  return {copy, Number::bfloat16, length, m.transposed};
+}
+
+int multiply(Index rows, Index columns, Index depth, const Matrix &a, Index row, const Matrix &b, Index column, float beta,
+             float *c, Index stride) {
+  return dnnl_threadpool_interop_gemm_bf16bf16f32(flag(a), flag(b), rows, columns, depth, 1.f, at<uint16_t>(a, row, 0),
+                                                  a.stride, at<uint16_t>(b, 0, column), b.stride, beta, c, stride, nullptr);
+}
+
+void multiply_bfloat16(Index rows, Index columns, Index depth, const Matrix &a_, const Matrix &b_, const Result &c) {
+  static Buffer a_buffer, b_buffer, sum_buffer;
+  const Matrix a = converted(a_, rows, depth, a_buffer), b = converted(b_, depth, columns, b_buffer);
+  const Index sum_size = std::max(SUM_FLOATS, padded(std::min(columns, rows >= columns ? columns : divide_up(columns, num_threads()))));
+  float *all_sums = sum_buffer.floats(num_threads() * sum_size);
+  share(rows, columns, [&](Index row, Index m, Index column, Index n) {
+    float *sums = all_sums + omp_get_thread_num() * sum_size;
+    const Index step = std::max<Index>(1, sum_size / n);
+    for (Index i = 0; i < m; i += step) {
+      const Index count = std::min(step, m - i), offset = (row + i) * c.stride + column;
+      float *result = static_cast<float *>(c.data) + offset;
+      if (c.number == Number::float32) {
+        multiply(count, n, depth, a, row + i, b, column, c.accumulate ? 1.f : 0.f, result, c.stride);
+        continue;
+      }
+      multiply(count, n, depth, a, row + i, b, column, 0.f, sums, n);
+      for (Index p = 0; p < count; p++) {
+        const float *from = sums + p * n;
+        if (c.number == Number::bfloat16) {
+          bfloat16 *to = static_cast<bfloat16 *>(c.data) + offset + p * c.stride;
+          for (Index j = 0; j < n; j++) to[j] = from_float<bfloat16>(from[j]);
+        } else {
+          float *to = result + p * c.stride;
+          for (Index j = 0; j < n; j++) to[j] = rounded<bfloat16>((c.accumulate ? to[j] : 0.f) + from[j]);
+        }
+      }
+    }
+  });
+}
+#endif
+
+}  // namespace
+#endif
+
+bool onednn_gemm(Index rows, Index columns, Index depth, const Matrix &a, const Matrix &b, const Result &c) {
+  (void)rows, (void)columns, (void)depth, (void)c;
+  [[maybe_unused]] const bool float32 = a.number == Number::float32 && b.number == Number::float32;
+#if defined(MINDMODEL_ONEDNN_BFLOAT16)
+  if (!float32) return multiply_bfloat16(rows, columns, depth, a, b, c), true;
+#endif
+#if defined(MINDMODEL_ONEDNN_FLOAT32)
+  if (float32) return multiply_float32(rows, columns, depth, a, b, c), true;
+#endif
+  return false;
+}
+
+}  // namespace mindmodel
+
+// "onednn" if products of float32 matrices are oneDNN's, else "own".
+extern "C" const char *mindmodel_gemm_backend() {
+#if defined(MINDMODEL_ONEDNN_FLOAT32)
+  return "onednn";
+#else
+  return "own";
+#endif
+}
