@@ -2,11 +2,13 @@
 
 example:  mindmodel doctor
           mindmodel doctor --json
+          mindmodel doctor --clear-cache
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import platform
@@ -55,9 +57,14 @@ class Check(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the list")
+    parser.add_argument(
+        "--clear-cache", action="store_true", help="remove compiled kernels and graphs; they are made again when needed"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.clear_cache:
+        return _clear_cache(machine.cache_folder())
     checks = []
     for check in _checks():
         checks.append(check)
@@ -69,6 +76,35 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(f"\nTraining on CPU: {'can run' if can_train else 'cannot run; mend what is broken above'}.")
     return 0 if can_train else 1
+
+
+def _clear_cache(cache: Path) -> int:
+    """Remove what this package compiled; what a running process holds stays, and is named."""
+    owned = [cache / "kernels", *sorted((cache / "graphs").glob("*"))]
+    code = 0
+    for path in filter(Path.is_dir, owned):
+        size = sum(file.lstat().st_size for file in path.rglob("*") if not file.is_dir())
+        if _in_use(path):
+            print(f"{path}: in use by a running mindmodel, left as it is")
+            code = 1
+        else:
+            shutil.rmtree(path)
+            print(f"removed {path}, {quantity(size, 1024)}B")
+    if not any(map(Path.is_dir, owned)) and code == 0:
+        print(f"{cache} holds no compiled kernels or graphs now")
+    return code
+
+
+def _in_use(folder: Path) -> bool:
+    """Whether a process holds the folder's lock."""
+    try:
+        with open(folder / ".lock", "rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def _line(check: Check) -> str:

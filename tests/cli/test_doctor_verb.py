@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from importlib import metadata
 from pathlib import Path
@@ -120,3 +121,20 @@ def test_what_is_absent_tells_which_verb_needs_it(monkeypatch):
     monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
     assert "needed by: native CPU kernels" in doctor.compiler().detail
     assert "needed by: training on NPUs" in doctor.ascend().detail
+
+
+def test_the_cache_of_compiled_things_can_be_cleared(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MINDMODEL_CACHE", str(tmp_path))
+    for name in ("kernels/one/library.so", "graphs/idle/kernel.so", "graphs/held/kernel.so", "mine.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("12345")
+    with open(tmp_path / "graphs" / "held" / ".lock", "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert main(["doctor", "--clear-cache"]) == 1
+    printed = capsys.readouterr().out
+    assert "held: in use by a running mindmodel" in printed and f"removed {tmp_path / 'kernels'}, 5 B" in printed
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {"graphs/held/kernel.so", "graphs/held/.lock", "mine.txt"}
+    assert main(["doctor", "--clear-cache"]) == 0
+    assert main(["doctor", "--clear-cache"]) == 0
+    assert "holds no compiled kernels or graphs" in capsys.readouterr().out and (tmp_path / "mine.txt").exists()
