@@ -29,8 +29,9 @@ MINDMODEL_KERNEL(square_sum) {
   return SUCCESS;
 }
 
-// settings f32[6] = (lr, beta1, beta2, eps, scale, apply), decays f32[n], then n times p, m, v, g f32 -> done f32[1] = apply
-// Works in place on p, m and v; touches nothing if apply is 0. Source: MindSpore's ops.AdamWeightDecay, g * scale for g.
+// settings f32[6] = (lr, beta1, beta2, eps, scale, apply), decays f32[n], then n times p, m, v, g f32 ->
+// done f32[1] = apply. Works in place on p, m and v; touches nothing if apply is 0.
+// Source: MindSpore's ops.AdamWeightDecay, g * scale for g.
 MINDMODEL_KERNEL(adamw) {
   constexpr int FIRST = 2;
   const float *settings = args.array<float>(0), *decays = args.array<float>(1);

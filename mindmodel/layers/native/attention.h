@@ -1,7 +1,7 @@
 // Causal attention with rotary embedding and grouped keys and values: what the forward and the backward pass share.
 //
-// A row of x holds, per KV head, its query heads, its key and its value. Blocks of queries meet blocks of keys; blocks above
-// the diagonal are skipped and no more than one block of scores per thread exists.
+// A row of x holds, per KV head, its query heads, its key and its value. Blocks of queries meet blocks of keys; blocks
+// above the diagonal are skipped and no more than one block of scores per thread exists.
 // Source: Dao et al., FlashAttention (arXiv 2205.14135); rotation of halves as in Hugging Face's Llama.
 #pragma once
 
@@ -119,7 +119,8 @@ struct Attention {
         row[j + half] = (b * c[j] - a * s[j]) * factor;
       }
       if (normed) {
-        normalise_backward<T>(x + offset, is_query ? q_weight : k_weight, eps, head_size, row, nullptr, dx + offset, dweight);
+        normalise_backward<T>(x + offset, is_query ? q_weight : k_weight, eps, head_size, row, nullptr, dx + offset,
+                              dweight);
       } else {
         for (Index j = 0; j < head_size; j++) dx[offset + j] = from_float<T>(row[j]);
       }
@@ -135,9 +136,11 @@ void pack_as_columns(const typename Kind::Memory *rows, Index stride, Index coun
                                    packed + i * size);
 }
 
-// Rows [count, size], `stride` apart, as the right operand of a product over the rows; strips have room for `capacity` rows.
+// Rows [count, size], `stride` apart, as the right operand of a product over the rows; a strip has room for
+// `capacity` rows.
 template <class Kind>
-void pack_as_rows(const typename Kind::Memory *rows, Index stride, Index count, Index size, Index capacity, float *packed) {
+void pack_as_rows(const typename Kind::Memory *rows, Index stride, Index count, Index size, Index capacity,
+                  float *packed) {
   for (Index j = 0; j < size; j += TILE_COLUMNS)
     pack_strip<TILE_COLUMNS, Kind>(rows + j, 1, stride, std::min<Index>(TILE_COLUMNS, size - j), count,
                                    packed + j * capacity);

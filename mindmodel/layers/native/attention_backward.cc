@@ -1,5 +1,5 @@
-// The backward pass. A pair's (query head, block of queries) are dealt out to parts, each with its own sums of the gradients
-// of keys and values, so that threads share even a single pair; the sums are added up in a fixed order.
+// The backward pass. A pair's (query head, block of queries) are dealt out to parts, each with its own sums of the
+// gradients of keys and values, so that threads share even a single pair; the sums are added up in a fixed order.
 #include <omp.h>
 
 #include <vector>
@@ -42,7 +42,7 @@ struct Backward : Attention<T, normed> {
   // Keys and values as columns, keys as rows.
   Index pair_floats() const { return this->padded_seq() * (2 * this->head_size + this->columns); }
   Index part_floats() const { return 2 * this->padded_seq() * this->columns; }
-  // Of a thread: blocks of queries and dout as they are (or keys, while they are packed) and as rows, of dq and of scores.
+  // Of a thread: blocks of queries and dout as they are (or keys, while they are packed) and as rows, of dq, of scores.
   Index thread_floats() const {
     return padded(2 * KEY_BLOCK * this->head_size + 3 * QUERY_BLOCK * this->columns + 2 * SCORES_FLOATS);
   }
@@ -112,7 +112,8 @@ struct Backward : Attention<T, normed> {
       const Left<false> query_left{queries, size}, gradient_left{gradients, size}, dscores_left{dscores, KEY_BLOCK};
       const Left<true> probabilities_right{scores, KEY_BLOCK}, dscores_right{dscores, KEY_BLOCK};
       const Index key_strip = size * TILE_COLUMNS, query_strip = QUERY_BLOCK * TILE_COLUMNS;
-      multiply_block(QUERY_BLOCK, padded_keys, size, query_left, packed + key * size, key_strip, scores, KEY_BLOCK, false);
+      multiply_block(QUERY_BLOCK, padded_keys, size, query_left, packed + key * size, key_strip, scores, KEY_BLOCK,
+                     false);
       multiply_block(QUERY_BLOCK, padded_keys, size, gradient_left, values + key * size, key_strip, dscores, KEY_BLOCK,
                      false);
       differentiate(lse + this->lse_offset(pair, head, first), products, first, count, key, num_keys, scores, dscores);
@@ -167,7 +168,8 @@ struct Backward : Attention<T, normed> {
     float *sums = sums_buffer.floats(round * parts * part_floats());
     float *scratch = thread_buffer.floats(num_threads() * thread_floats());
     const Index size = normed ? this->head_size : 0;  // of the gradients of the norms' weights, one per task
-    std::vector<float> dq_weights(this->num_pairs() * parts * size), dk_weights(this->num_pairs() * this->num_key_blocks * size);
+    std::vector<float> dq_weights(this->num_pairs() * parts * size);
+    std::vector<float> dk_weights(this->num_pairs() * this->num_key_blocks * size);
 #pragma omp parallel num_threads(num_threads())
     {
       float *own = scratch + omp_get_thread_num() * thread_floats();
@@ -210,7 +212,8 @@ int backward(const Arguments &args) {
 
 }  // namespace
 
-// x T[B S, (H + 2 K) d], cos and sin f32[S, d], heads i32[2], o T[B S, H d], lse f32[B, H, S], do T[B S, H d] -> dx as x
+// x T[B S, (H + 2 K) d], cos and sin f32[S, d], heads i32[2], o T[B S, H d], lse f32[B, H, S], do T[B S, H d]
+// -> dx as x
 MINDMODEL_KERNEL(attention_backward) { return backward<false>(args); }
 
 // The same with q_w f32[d], k_w f32[d], eps f32[1] after heads -> dx, dq_w f32[d], dk_w f32[d]

@@ -37,23 +37,22 @@ struct Forward : Attention<T, normed> {
   void soften(Index query, Index count, Index first_key, Index num_keys, float *scores, float *top, float *sum,
               float *result) const {
     for (Index i = 0; i < QUERY_BLOCK; i++) {
-      float *row = scores + i * KEY_BLOCK, largest = top[i], row_sum = 0;
+      float *row = scores + i * KEY_BLOCK, row_sum = 0;
       const Index visible = i < count ? num_visible(query + i, first_key, num_keys) : 0;
-#pragma omp simd reduction(max : largest)
-      for (Index j = 0; j < visible; j++) largest = row[j] > largest ? row[j] : largest;
+      const float new_top = largest(top[i], row, visible);
 #pragma omp simd reduction(+ : row_sum)
       for (Index j = 0; j < visible; j++) {
-        const float e = fast_exp(row[j] - largest);
+        const float e = fast_exp(row[j] - new_top);
         row[j] = rounded<T>(e);
         row_sum += e;
       }
       for (Index j = visible; j < num_keys; j++) row[j] = 0;
-      if (first_key > 0 && largest > top[i]) {
-        const float factor = fast_exp(top[i] - largest);
+      if (first_key > 0 && new_top > top[i]) {
+        const float factor = fast_exp(top[i] - new_top);
         sum[i] *= factor;
         for (Index j = 0; j < this->columns; j++) result[i * this->columns + j] *= factor;
       }
-      top[i] = largest;
+      top[i] = new_top;
       sum[i] += row_sum;
     }
   }
@@ -68,8 +67,8 @@ struct Forward : Attention<T, normed> {
     this->load(pair, head, first, count, queries);
     for (Index key = 0; key < first + count; key += KEY_BLOCK) {
       const Index num_keys = std::min(KEY_BLOCK, first + count - key);
-      multiply_block(QUERY_BLOCK, round_up(num_keys, TILE_COLUMNS), size, Left<false>{queries, size}, packed + key * size,
-                     size * TILE_COLUMNS, scores, KEY_BLOCK, false);
+      multiply_block(QUERY_BLOCK, round_up(num_keys, TILE_COLUMNS), size, Left<false>{queries, size},
+                     packed + key * size, size * TILE_COLUMNS, scores, KEY_BLOCK, false);
       soften(first, count, key, num_keys, scores, top, sum, result);
       multiply_block(QUERY_BLOCK, this->columns, num_keys, Left<false>{scores, KEY_BLOCK}, values + key * this->columns,
                      KEY_BLOCK * TILE_COLUMNS, result, this->columns, key > 0);
@@ -101,7 +100,8 @@ struct Forward : Attention<T, normed> {
         const Index tasks_per_block = count * this->group;
 #pragma omp for schedule(dynamic, 1)
         for (Index t = 0; t < this->num_query_blocks * tasks_per_block; t++) {
-          const Index block = this->num_query_blocks - 1 - t / tasks_per_block, pair = t % tasks_per_block / this->group;
+          const Index block = this->num_query_blocks - 1 - t / tasks_per_block;
+          const Index pair = t % tasks_per_block / this->group;
           attend(first + pair, t % this->group, block, packed + pair * pair_floats(), own);
         }
       }
@@ -120,7 +120,8 @@ int forward(const Arguments &args) {
 
 }  // namespace
 
-// x T[B S, (H + 2 K) d], cos and sin f32[S, d] with equal halves, heads i32[2] = (H, K) -> o T[B S, H d], lse f32[B, H, S]
+// x T[B S, (H + 2 K) d], cos and sin f32[S, d] with equal halves, heads i32[2] = (H, K)
+// -> o T[B S, H d], lse f32[B, H, S]
 MINDMODEL_KERNEL(attention_forward) { return forward<false>(args); }
 
 // The same with q_w f32[d], k_w f32[d], eps f32[1] after heads: RMSNorm of each query and key head before the rotation

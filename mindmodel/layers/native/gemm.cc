@@ -8,15 +8,10 @@
 namespace mindmodel {
 namespace {
 
-#ifndef TUNE_DEPTH
-#define TUNE_DEPTH 256
-#endif
-#ifndef TUNE_ROWS
-#define TUNE_ROWS 96
-#endif
-// MAX_DEPTH x TILE_COLUMNS floats of the right operand stay in the first cache, BLOCK_ROWS x MAX_DEPTH of the left
+// MAX_DEPTH x TILE_COLUMNS floats of the right operand stay in the first cache, a task's rows x MAX_DEPTH of the left
 // operand in the second, a panel of the right operand in the third.
-constexpr Index MAX_DEPTH = TUNE_DEPTH, BLOCK_ROWS = TUNE_ROWS / TILE_ROWS * TILE_ROWS;
+constexpr Index MAX_DEPTH = std::min(384, 6144 / TILE_COLUMNS);
+constexpr Index MIN_ROWS = 24, MAX_ROWS = 96;  // of a task
 constexpr Index PANEL_FLOATS = 4 << 20, MAX_PANEL_COLUMNS = 4096;
 constexpr Index TASKS_PER_THREAD = 6;  // enough that the threads end together
 
@@ -30,10 +25,10 @@ struct Plan {
     const Index limit = std::max<Index>(PANEL_FLOATS / depth_, 8 * TILE_COLUMNS);
     const Index num_panels = divide_up(columns_, std::min(limit, MAX_PANEL_COLUMNS));
     panel_columns = round_up(divide_up(columns_, num_panels), TILE_COLUMNS);
+    // Columns are split only where there are too few rows, since each split packs the left operand again
     const Index wanted = TASKS_PER_THREAD * num_threads();
-    rows = std::min(BLOCK_ROWS, round_up(rows_, TILE_ROWS));
-    const Index splits = divide_up(wanted, divide_up(rows_, rows));
-    columns = round_up(divide_up(panel_columns, splits), TILE_COLUMNS);
+    rows = round_up(std::min(rows_, std::clamp(rows_ / wanted, MIN_ROWS, MAX_ROWS)), TILE_ROWS);
+    columns = round_up(divide_up(panel_columns, divide_up(wanted, divide_up(rows_, rows))), TILE_COLUMNS);
   }
 };
 
@@ -52,37 +47,48 @@ void pack_right(const Matrix &b, Index k, Index depth, Index column, Index colum
   with_kind(b.number, [&](auto kind) {
     using Kind = decltype(kind);
     const auto *data = static_cast<const typename Kind::Memory *>(b.data) + k * k_step + column * column_step;
-    pack_strip<TILE_COLUMNS, Kind>(data, column_step, k_step, std::min<Index>(TILE_COLUMNS, columns - column), depth, packed);
+    pack_strip<TILE_COLUMNS, Kind>(data, column_step, k_step, std::min<Index>(TILE_COLUMNS, columns - column), depth,
+                                   packed);
   });
 }
 
-// Rows of a, in the order that needs no transposition: row by row if `a` lies so, else groups of TILE_ROWS.
+// Rows of a that lie one after another, in their order.
+template <class Kind>
+void pack_rows(const typename Kind::Memory *data, Index stride, Index rows, Index depth, float *packed) {
+  for (Index i = 0; i < rows; i++)
+    for (Index k = 0; k < depth; k++) packed[i * depth + k] = Kind::value(data[i * stride + k]);
+}
+
+// Rows of a transposed a, in groups of TILE_ROWS.
+template <class Kind>
+void pack_groups(const typename Kind::Memory *data, Index stride, Index rows, Index depth, float *packed) {
+  for (Index k = 0; k < depth; k++, data += stride, packed += TILE_ROWS) {
+    for (Index i = 0; i < rows; i += 16) __builtin_prefetch(data + 8 * stride + i);
+    Index i = 0;
+    for (; i + TILE_ROWS <= rows; i += TILE_ROWS)
+      for (int j = 0; j < TILE_ROWS; j++) packed[i * depth + j] = Kind::value(data[i + j]);
+    for (Index j = 0; i + j < rows; j++) packed[i * depth + j] = Kind::value(data[i + j]);
+  }
+}
+
+// The order of each is the one that needs no transposition.
 void pack_left(const Matrix &a, Index row, Index rows, Index k, Index depth, float *packed) {
   with_kind(a.number, [&](auto kind) {
     using Kind = decltype(kind);
     const auto *data = static_cast<const typename Kind::Memory *>(a.data);
-    if (a.transposed) {
-      for (Index i = 0; i < rows; i += TILE_ROWS)
-        pack_strip<TILE_ROWS, Kind>(data + row + i + k * a.stride, 1, a.stride, std::min<Index>(TILE_ROWS, rows - i), depth,
-                                    packed + i * depth);
-    } else {
-      for (Index i = 0; i < rows; i++)
-        for (Index j = 0; j < depth; j++) packed[i * depth + j] = Kind::value(data[(row + i) * a.stride + k + j]);
-    }
+    if (a.transposed) pack_groups<Kind>(data + row + k * a.stride, a.stride, rows, depth, packed);
+    else pack_rows<Kind>(data + row * a.stride + k, a.stride, rows, depth, packed);
   });
 }
 
 // c[rows, columns] (+)= a b for packed operands.
 void multiply_packed(bool transposed, Index rows, Index columns, Index depth, const float *a, const float *b, float *c,
                      Index c_stride, bool accumulate) {
-  if (!transposed) {
-    multiply_block(rows, columns, depth, Left<false>{a, depth}, b, depth * TILE_COLUMNS, c, c_stride, accumulate);
-    return;
-  }
-  for (Index j = 0; j < columns; j += TILE_COLUMNS)
-    for (Index i = 0; i < rows; i += TILE_ROWS)
-      tile(depth, Left<true>{a + i * depth, TILE_ROWS}, b + j * depth, c + i * c_stride + j, c_stride, accumulate,
-           std::min<Index>(TILE_ROWS, rows - i), std::min<Index>(TILE_COLUMNS, columns - j));
+  const Index strip = depth * TILE_COLUMNS, group = depth * TILE_ROWS;
+  if (transposed)
+    multiply_block(rows, columns, depth, Left<true>{a, TILE_ROWS, group}, b, strip, c, c_stride, accumulate);
+  else
+    multiply_block(rows, columns, depth, Left<false>{a, depth}, b, strip, c, c_stride, accumulate);
 }
 
 // Rounds what a task has summed and puts it where it belongs.
@@ -104,9 +110,11 @@ void own_gemm(Index rows, Index columns, Index depth, const Matrix &a, const Mat
   static Buffer right_buffer, left_buffer, sum_buffer;
   const Plan plan(rows, columns, depth);
   const bool own_sums = c.number == Number::bfloat16;
-  const Index left_size = padded((plan.rows + TILE_ROWS) * plan.depth), sum_size = own_sums ? padded(plan.rows * plan.columns) : 0;
+  const Index left_size = padded(plan.rows * plan.depth);
+  const Index sum_size = own_sums ? padded(plan.rows * plan.columns) : 0;
   float *right = right_buffer.floats(depth * plan.panel_columns);
-  float *all_left = left_buffer.floats(num_threads() * left_size), *all_sums = sum_buffer.floats(num_threads() * sum_size);
+  float *all_left = left_buffer.floats(num_threads() * left_size);
+  float *all_sums = sum_buffer.floats(num_threads() * sum_size);
   const Index num_steps = divide_up(depth, plan.depth), row_tasks = divide_up(rows, plan.rows);
 
 #pragma omp parallel num_threads(num_threads())
@@ -122,7 +130,7 @@ void own_gemm(Index rows, Index columns, Index depth, const Matrix &a, const Mat
         const Index j = t % strips * TILE_COLUMNS, k = t / strips * plan.depth, step = std::min(plan.depth, depth - k);
         pack_right(b, k, step, panel + j, columns, right + k * panel_stride + j * step);
       }
-#pragma omp for schedule(dynamic, 1)
+#pragma omp for schedule(dynamic, 1) nowait
       for (Index t = 0; t < row_tasks * column_tasks; t++) {
         const Index row = t / column_tasks * plan.rows, m = std::min(plan.rows, rows - row);
         const Index j = t % column_tasks * plan.columns, n = std::min(plan.columns, panel_columns - j);
@@ -135,6 +143,9 @@ void own_gemm(Index rows, Index columns, Index depth, const Matrix &a, const Mat
                           c.accumulate || k > 0);
         }
         if (c.number != Number::float32) finish(c, row, m, panel + j, n, sums, stride);
+      }
+      if (panel + plan.panel_columns < columns) {
+#pragma omp barrier
       }
     }
   }

@@ -17,7 +17,9 @@ constexpr Number number_of<bfloat16>() { return Number::bfloat16; }
 
 // What a float32 array counts as beside activations of type T.
 template <class T>
-constexpr Number float_beside() { return number_of<T>() == Number::bfloat16 ? Number::rounded_float32 : Number::float32; }
+constexpr Number float_beside() {
+  return number_of<T>() == Number::bfloat16 ? Number::rounded_float32 : Number::float32;
+}
 
 // An operand: element (i, j) is data[i * stride + j], or data[i + j * stride] if `transposed`.
 struct Matrix {

@@ -1,6 +1,6 @@
-// Output layer and cross entropy with z-loss (PaLM, arXiv 2204.02311, section 5). A block of rows' logits are made, replaced
-// by their gradient and used up, so that the whole [M, V] array never exists. Logits are float32 in memory; beside bfloat16
-// activations they hold bfloat16 values.
+// Output layer and cross entropy with z-loss (PaLM, arXiv 2204.02311, section 5). A block of rows' logits are made,
+// replaced by their gradient and used up, so that the whole [M, V] array never exists. Logits are float32 in memory;
+// beside bfloat16 activations they hold bfloat16 values.
 #include <algorithm>
 #include <vector>
 
@@ -23,10 +23,8 @@ struct Loss {
 // The loss of a row of logits; with `gradient` its gradient replaces the logits.
 template <class T, bool gradient>
 Loss row_loss(float *logits, Index vocab_size, int32_t label, float z_loss) {
-  float top = logits[0], sum = 0;
-  const float wanted = logits[label];
-#pragma omp simd reduction(max : top)
-  for (Index j = 0; j < vocab_size; j++) top = logits[j] > top ? logits[j] : top;
+  const float wanted = logits[label], top = largest(logits[0], logits, vocab_size);
+  float sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (Index j = 0; j < vocab_size; j++) {
     const float e = fast_exp(logits[j] - top);
@@ -54,8 +52,13 @@ struct Head {
   Index block_rows, chunk;  // rows of x and of the weight at a time
 
   explicit Head(const Arguments &args)
-      : x(args.array<T>(0)), weight(args.array<float>(1)), labels(args.array<int32_t>(2)), z_loss(*args.array<float>(3)),
-        rows(args.size(0, 0)), size(args.size(0, 1)), vocab_size(args.size(1, 0)),
+      : x(args.array<T>(0)),
+        weight(args.array<float>(1)),
+        labels(args.array<int32_t>(2)),
+        z_loss(*args.array<float>(3)),
+        rows(args.size(0, 0)),
+        size(args.size(0, 1)),
+        vocab_size(args.size(1, 0)),
         block_rows(std::min({rows, MAX_BLOCK_ROWS, std::max<Index>(16, LOGITS_FLOATS / vocab_size)})),
         chunk(std::min(vocab_size, round_up(std::max<Index>(1024, WEIGHT_FLOATS / size), 64))) {}
 

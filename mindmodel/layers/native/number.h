@@ -64,4 +64,17 @@ inline float sigmoid(float x) {
   return x < 0.f ? e * p : p;
 }
 
+// The largest of `start` and x[count]; lane by lane, since not every compiler vectorises a maximum that may meet a NaN.
+inline float largest(float start, const float *x, int64_t count) {
+  constexpr int WIDTH = 32;
+  float best[WIDTH];
+  for (float &lane : best) lane = start;
+  int64_t j = 0;
+  for (; j + WIDTH <= count; j += WIDTH)
+    for (int lane = 0; lane < WIDTH; lane++) best[lane] = x[j + lane] > best[lane] ? x[j + lane] : best[lane];
+  for (; j < count; j++) best[0] = x[j] > best[0] ? x[j] : best[0];
+  for (float lane : best) start = lane > start ? lane : start;
+  return start;
+}
+
 }  // namespace mindmodel

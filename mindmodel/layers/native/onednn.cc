@@ -11,10 +11,11 @@
 #define MINDMODEL_ONEDNN_BFLOAT16
 #endif
 
-// oneDNN's functions for row-major matrices (n: as it is, t: transposed). Without a thread pool they work on one thread.
+// oneDNN's functions for row-major matrices (n: as it is, t: transposed). Without a thread pool each works on
+// one thread.
 extern "C" {
-int dnnl_threadpool_interop_sgemm(char, char, int64_t, int64_t, int64_t, float, const float *, int64_t, const float *, int64_t,
-                                  float, float *, int64_t, void *);
+int dnnl_threadpool_interop_sgemm(char, char, int64_t, int64_t, int64_t, float, const float *, int64_t, const float *,
+                                  int64_t, float, float *, int64_t, void *);
 int dnnl_threadpool_interop_gemm_bf16bf16f32(char, char, int64_t, int64_t, int64_t, float, const uint16_t *, int64_t,
                                              const uint16_t *, int64_t, float, float *, int64_t, void *);
 }
@@ -24,18 +25,20 @@ namespace mindmodel {
 #if defined(MINDMODEL_ONEDNN_FLOAT32) || defined(MINDMODEL_ONEDNN_BFLOAT16)
 namespace {
 
-// body(row, rows, column, columns) on every thread for its share of the result, cut along the longer side.
+// body(row, rows, column, columns) on every thread for its share of the result, cut along the longer side. The body
+// returns oneDNN's status, 0 for success; oneDNN refuses before it writes anything.
 template <class Body>
-void share(Index rows, Index columns, Body body) {
-#pragma omp parallel num_threads(num_threads())
+bool share(Index rows, Index columns, Body body) {
+  int status = 0;
+#pragma omp parallel num_threads(num_threads()) reduction(| : status)
   {
     const Index thread = omp_get_thread_num(), threads = omp_get_num_threads();
     const Index size = std::max(rows, columns), begin = size * thread / threads, end = size * (thread + 1) / threads;
     if (begin < end) {
-      if (rows >= columns) body(begin, end - begin, 0, columns);
-      else body(0, rows, begin, end - begin);
+      status |= rows >= columns ? body(begin, end - begin, 0, columns) : body(0, rows, begin, end - begin);
     }
   }
+  return status == 0;
 }
 
 template <class Memory>
@@ -46,11 +49,11 @@ const Memory *at(const Matrix &m, Index row, Index column) {
 char flag(const Matrix &m) { return m.transposed ? 'T' : 'N'; }
 
 #if defined(MINDMODEL_ONEDNN_FLOAT32)
-void multiply_float32(Index rows, Index columns, Index depth, const Matrix &a, const Matrix &b, const Result &c) {
-  share(rows, columns, [&](Index row, Index m, Index column, Index n) {
-    dnnl_threadpool_interop_sgemm(flag(a), flag(b), m, n, depth, 1.f, at<float>(a, row, 0), a.stride,
-                                  at<float>(b, 0, column), b.stride, c.accumulate ? 1.f : 0.f,
-                                  static_cast<float *>(c.data) + row * c.stride + column, c.stride, nullptr);
+bool multiply_float32(Index rows, Index columns, Index depth, const Matrix &a, const Matrix &b, const Result &c) {
+  return share(rows, columns, [&](Index row, Index m, Index column, Index n) {
+    return dnnl_threadpool_interop_sgemm(flag(a), flag(b), m, n, depth, 1.f, at<float>(a, row, 0), a.stride,
+                                         at<float>(b, 0, column), b.stride, c.accumulate ? 1.f : 0.f,
+                                         static_cast<float *>(c.data) + row * c.stride + column, c.stride, nullptr);
   });
 }
 #endif
@@ -71,28 +74,31 @@ Matrix converted(const Matrix &m, Index rows, Index columns, Buffer &buffer) {
   return {copy, Number::bfloat16, length, m.transposed};
 }
 
-int multiply(Index rows, Index columns, Index depth, const Matrix &a, Index row, const Matrix &b, Index column, float beta,
-             float *c, Index stride) {
+int multiply(Index rows, Index columns, Index depth, const Matrix &a, Index row, const Matrix &b, Index column,
+             float beta, float *c, Index stride) {
   return dnnl_threadpool_interop_gemm_bf16bf16f32(flag(a), flag(b), rows, columns, depth, 1.f, at<uint16_t>(a, row, 0),
-                                                  a.stride, at<uint16_t>(b, 0, column), b.stride, beta, c, stride, nullptr);
+                                                  a.stride, at<uint16_t>(b, 0, column), b.stride, beta, c, stride,
+                                                  nullptr);
 }
 
-void multiply_bfloat16(Index rows, Index columns, Index depth, const Matrix &a_, const Matrix &b_, const Result &c) {
+bool multiply_bfloat16(Index rows, Index columns, Index depth, const Matrix &a_, const Matrix &b_, const Result &c) {
   static Buffer a_buffer, b_buffer, sum_buffer;
   const Matrix a = converted(a_, rows, depth, a_buffer), b = converted(b_, depth, columns, b_buffer);
-  const Index sum_size = std::max(SUM_FLOATS, padded(std::min(columns, rows >= columns ? columns : divide_up(columns, num_threads()))));
+  const Index sum_size = std::max(SUM_FLOATS, padded(columns));
   float *all_sums = sum_buffer.floats(num_threads() * sum_size);
-  share(rows, columns, [&](Index row, Index m, Index column, Index n) {
+  return share(rows, columns, [&](Index row, Index m, Index column, Index n) {
+    int status = 0;
     float *sums = all_sums + omp_get_thread_num() * sum_size;
     const Index step = std::max<Index>(1, sum_size / n);
     for (Index i = 0; i < m; i += step) {
       const Index count = std::min(step, m - i), offset = (row + i) * c.stride + column;
       float *result = static_cast<float *>(c.data) + offset;
       if (c.number == Number::float32) {
-        multiply(count, n, depth, a, row + i, b, column, c.accumulate ? 1.f : 0.f, result, c.stride);
+        status |= multiply(count, n, depth, a, row + i, b, column, c.accumulate ? 1.f : 0.f, result, c.stride);
         continue;
       }
-      multiply(count, n, depth, a, row + i, b, column, 0.f, sums, n);
+      status |= multiply(count, n, depth, a, row + i, b, column, 0.f, sums, n);
+      if (status) return status;
       for (Index p = 0; p < count; p++) {
         const float *from = sums + p * n;
         if (c.number == Number::bfloat16) {
@@ -104,6 +110,7 @@ void multiply_bfloat16(Index rows, Index columns, Index depth, const Matrix &a_,
         }
       }
     }
+    return status;
   });
 }
 #endif
@@ -115,10 +122,10 @@ bool onednn_gemm(Index rows, Index columns, Index depth, const Matrix &a, const 
   (void)rows, (void)columns, (void)depth, (void)c;
   [[maybe_unused]] const bool float32 = a.number == Number::float32 && b.number == Number::float32;
 #if defined(MINDMODEL_ONEDNN_BFLOAT16)
-  if (!float32) return multiply_bfloat16(rows, columns, depth, a, b, c), true;
+  if (!float32) return multiply_bfloat16(rows, columns, depth, a, b, c);
 #endif
 #if defined(MINDMODEL_ONEDNN_FLOAT32)
-  if (float32) return multiply_float32(rows, columns, depth, a, b, c), true;
+  if (float32) return multiply_float32(rows, columns, depth, a, b, c);
 #endif
   return false;
 }

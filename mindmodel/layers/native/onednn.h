@@ -5,7 +5,7 @@
 
 namespace mindmodel {
 
-// As gemm, or false if the product is not one of those that oneDNN is used for.
+// As gemm, or false if the product is not one of those that oneDNN is used for, or if oneDNN refuses it.
 bool onednn_gemm(Index rows, Index columns, Index depth, const Matrix &a, const Matrix &b, const Result &c);
 
 }  // namespace mindmodel

@@ -19,7 +19,8 @@ MINDMODEL_KERNEL(rms_norm_forward) {
       T *out = y + i * size;
       const float inverse = inverse_rms(in, size, eps);
 #pragma omp simd
-      for (Index j = 0; j < size; j++) out[j] = from_float<T>(rounded<T>(to_float(in[j]) * inverse) * rounded<T>(weight[j]));
+      for (Index j = 0; j < size; j++)
+        out[j] = from_float<T>(rounded<T>(to_float(in[j]) * inverse) * rounded<T>(weight[j]));
     }
     return SUCCESS;
   });

@@ -1,5 +1,5 @@
-// silu(gate) * up; a row is `num_blocks` pairs of a block of gates and a block of ups. Source: Shazeer (arXiv 2002.05202)
-// eq. 6.
+// silu(gate) * up; a row is `num_blocks` pairs of a block of gates and a block of ups.
+// Source: Shazeer (arXiv 2002.05202) eq. 6.
 #include "kernel.h"
 
 using namespace mindmodel;

@@ -27,34 +27,35 @@ constexpr int LANES = 4, TILE_ROWS = 4, TILE_VECTORS = 2;
 #endif
 constexpr int TILE_COLUMNS = TILE_VECTORS * LANES;
 
-typedef float Vector __attribute__((vector_size(LANES * sizeof(float)), aligned(sizeof(float)), may_alias));
+typedef float Vector __attribute__((vector_size(LANES * sizeof(float))));
 
-inline Vector &vector_at(float *p) { return *reinterpret_cast<Vector *>(p); }
-inline const Vector &vector_at(const float *p) { return *reinterpret_cast<const Vector *>(p); }
+inline Vector load(const float *p) {
+  Vector vector;
+  std::memcpy(&vector, p, sizeof vector);
+  return vector;
+}
+inline void store(float *p, const Vector &vector) { std::memcpy(p, &vector, sizeof vector); }
 
-// The left operand of a tile: element (i, k) is data[i * stride + k], or data[i + k * stride] if `transposed`.
-// TILE_ROWS rows must be readable, even where fewer are used.
+// The left operand of a tile: element (i, k) is data[i * stride + k], or data[i + k * stride] if `transposed`; the next
+// tile's begins `group_stride` further. TILE_ROWS rows must be readable, even where fewer are used.
 template <bool transposed>
 struct Left {
   const float *data;
   Index stride;
-
-  const float *column(Index k) const { return data + (transposed ? k * stride : k); }
-  Index row_step() const { return transposed ? 1 : stride; }
-  Left rows_from(Index i) const { return {data + i * row_step(), stride}; }
+  Index group_stride = transposed ? TILE_ROWS : TILE_ROWS * stride;
 };
 
 // c[rows, columns] (+)= a b; b holds `depth` rows of TILE_COLUMNS floats.
 template <bool transposed>
-inline __attribute__((always_inline)) void tile(Index depth, Left<transposed> a, const float *b, float *c, Index c_stride,
-                                                bool accumulate, Index rows, Index columns) {
-  const Index row_step = a.row_step(), step = transposed ? a.stride : 1;
+inline __attribute__((always_inline)) void tile(Index depth, Left<transposed> a, const float *b, float *c,
+                                                Index c_stride, bool accumulate, Index rows, Index columns) {
+  const Index row_step = transposed ? 1 : a.stride, step = transposed ? a.stride : 1;
   const float *element = a.data;
   for (Index i = 0; i < rows; i++) __builtin_prefetch(c + i * c_stride, 1);
   Vector sum[TILE_ROWS][TILE_VECTORS] = {};
   for (Index k = 0; k < depth; k++, element += step, b += TILE_COLUMNS) {
     Vector right[TILE_VECTORS];
-    MINDMODEL_UNROLL for (int j = 0; j < TILE_VECTORS; j++) right[j] = vector_at(b + j * LANES);
+    MINDMODEL_UNROLL for (int j = 0; j < TILE_VECTORS; j++) right[j] = load(b + j * LANES);
     MINDMODEL_UNROLL for (int i = 0; i < TILE_ROWS; i++) {
       const float left = element[i * row_step];
       MINDMODEL_UNROLL for (int j = 0; j < TILE_VECTORS; j++) sum[i][j] += left * right[j];
@@ -63,15 +64,15 @@ inline __attribute__((always_inline)) void tile(Index depth, Left<transposed> a,
   if (rows == TILE_ROWS && columns == TILE_COLUMNS) {
     MINDMODEL_UNROLL for (int i = 0; i < TILE_ROWS; i++) {
       MINDMODEL_UNROLL for (int j = 0; j < TILE_VECTORS; j++) {
-        Vector &result = vector_at(c + i * c_stride + j * LANES);
-        result = accumulate ? result + sum[i][j] : sum[i][j];
+        float *result = c + i * c_stride + j * LANES;
+        store(result, accumulate ? load(result) + sum[i][j] : sum[i][j]);
       }
     }
     return;
   }
   float edge[TILE_ROWS * TILE_COLUMNS];
   MINDMODEL_UNROLL for (int i = 0; i < TILE_ROWS; i++) {
-    MINDMODEL_UNROLL for (int j = 0; j < TILE_VECTORS; j++) vector_at(edge + i * TILE_COLUMNS + j * LANES) = sum[i][j];
+    MINDMODEL_UNROLL for (int j = 0; j < TILE_VECTORS; j++) store(edge + i * TILE_COLUMNS + j * LANES, sum[i][j]);
   }
   for (Index i = 0; i < rows; i++)
     for (Index j = 0; j < columns; j++)
@@ -80,12 +81,21 @@ inline __attribute__((always_inline)) void tile(Index depth, Left<transposed> a,
 
 // c[rows, columns] (+)= a b on one thread. b: strips of TILE_COLUMNS columns, b_stride floats apart.
 template <bool transposed>
-__attribute__((noinline)) void multiply_block(Index rows, Index columns, Index depth, Left<transposed> a, const float *b,
-                                              Index b_stride, float *c, Index c_stride, bool accumulate) {
-  for (Index j = 0; j < columns; j += TILE_COLUMNS)
-    for (Index i = 0; i < rows; i += TILE_ROWS)
-      tile(depth, a.rows_from(i), b + j / TILE_COLUMNS * b_stride, c + i * c_stride + j, c_stride, accumulate,
-           std::min<Index>(TILE_ROWS, rows - i), std::min<Index>(TILE_COLUMNS, columns - j));
+__attribute__((noinline)) void multiply_block(Index rows, Index columns, Index depth, Left<transposed> a,
+                                              const float *b, Index b_stride, float *c, Index c_stride,
+                                              bool accumulate) {
+  // A strip comes from the second or third cache: each tile fetches a share of the next one ahead of its use
+  const Index ahead = divide_up(depth * TILE_COLUMNS, divide_up(rows, TILE_ROWS));
+  for (Index j = 0; j < columns; j += TILE_COLUMNS, b += b_stride) {
+    Left<transposed> group = a;
+    const float *next = b + b_stride;
+    for (Index i = 0; i < rows; i += TILE_ROWS, group.data += a.group_stride, next += ahead) {
+      if (j + TILE_COLUMNS < columns)
+        for (Index p = 0; p < ahead; p += 16) __builtin_prefetch(next + p);
+      tile(depth, group, b, c + i * c_stride + j, c_stride, accumulate, std::min<Index>(TILE_ROWS, rows - i),
+           std::min<Index>(TILE_COLUMNS, columns - j));
+    }
+  }
 }
 
 // How an operand lies in memory and what its elements stand for.
@@ -104,16 +114,21 @@ struct RoundedFloat32 {  // the nearest bfloat16
 
 // A strip `width` <= size wide, padded with zeros to `size`: packed[k * size + i] = element (i, k).
 template <int size, class Kind>
-void pack_strip(const typename Kind::Memory *data, Index i_step, Index k_step, Index width, Index depth, float *packed) {
-  for (Index k = 0; k < depth; k++, data += k_step, packed += size) {
-    if (width == size && i_step == 1) {
+void pack_strip(const typename Kind::Memory *data, Index i_step, Index k_step, Index width, Index depth,
+                float *packed) {
+  if (width < size) std::fill_n(packed, depth * size, 0.f);
+  if (width == size && i_step == 1) {
+    for (Index k = 0; k < depth; k++, data += k_step, packed += size) {
+      __builtin_prefetch(data + 16 * k_step);  // lines far apart, which no processor fetches by itself
       for (int i = 0; i < size; i++) packed[i] = Kind::value(data[i]);
-    } else if (width == size) {
-      for (int i = 0; i < size; i++) packed[i] = Kind::value(data[i * i_step]);
-    } else {
-      for (Index i = 0; i < size; i++) packed[i] = i < width ? Kind::value(data[i * i_step]) : 0.f;
     }
+    return;
   }
+  constexpr Index STEP = 16;  // a line of the source is used up before the next, however far apart they are
+  for (Index k = 0; k < depth; k += STEP)
+    for (Index i = 0; i < width; i++)
+      for (Index p = k; p < std::min(depth, k + STEP); p++)
+        packed[p * size + i] = Kind::value(data[i * i_step + p * k_step]);
 }
 
 }  // namespace mindmodel

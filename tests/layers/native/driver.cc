@@ -1,5 +1,5 @@
-// Runs every kernel over odd sizes, in float32 and bfloat16, with several numbers of threads, against plain references in
-// double precision. Prints what differs and exits with 1, else with 0.
+// Runs every kernel over odd sizes, in float32 and bfloat16, with several numbers of threads, against plain references
+// in double precision. Prints what differs and exits with 1, else with 0.
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -54,7 +54,8 @@ struct Array {
   Shape shape;
   std::vector<char> bytes;
 
-  Array(Type type_, Shape shape_) : type(type_), shape(shape_), bytes(count() * (type_ == Type::bf16 ? 2 : 4), '\x7f') {}
+  Array(Type type_, Shape shape_)
+      : type(type_), shape(shape_), bytes(count() * (type_ == Type::bf16 ? 2 : 4), '\x7f') {}
 
   size_t count() const {
     size_t product = 1;
@@ -112,7 +113,8 @@ int run(Kernel *kernel, std::vector<Array *> arrays) {
     shapes.push_back(array->shape.data());
     dtypes.push_back(array->type == Type::f32 ? "float32" : array->type == Type::bf16 ? "bfloat16" : "int32");
   }
-  return kernel(static_cast<int>(arrays.size()), data.data(), ndims.data(), shapes.data(), dtypes.data(), nullptr, nullptr);
+  return kernel(static_cast<int>(arrays.size()), data.data(), ndims.data(), shapes.data(), dtypes.data(), nullptr,
+                nullptr);
 }
 
 void expect(bool condition, const std::string &what) {
@@ -121,9 +123,10 @@ void expect(bool condition, const std::string &what) {
   if (num_failures++ < 20) std::printf("%s: %s\n", context.c_str(), what.c_str());
 }
 
-// Every element within tolerance of the largest one, or of `least` where all are small because terms cancel; NaN where a
-// NaN is wanted.
-void expect_near(const std::string &what, const Array &found, const Doubles &wanted, double tolerance, double least = 1e-6) {
+// Every element within tolerance of the largest one, or of `least` where all are small because terms cancel; NaN where
+// a NaN is wanted.
+void expect_near(const std::string &what, const Array &found, const Doubles &wanted, double tolerance,
+                 double least = 1e-6) {
   double largest = least;
   for (double value : wanted)
     if (std::isfinite(value)) largest = std::fmax(largest, std::fabs(value));
@@ -140,7 +143,9 @@ void expect_near(const std::string &what, const Array &found, const Doubles &wan
 }
 
 double epsilon(Type type) { return type == Type::bf16 ? 1. / 256 : 1e-6; }
-double as_operand(Type type, double x) { return type == Type::bf16 ? from_bfloat16(to_bfloat16(static_cast<float>(x))) : x; }
+double as_operand(Type type, double x) {
+  return type == Type::bf16 ? from_bfloat16(to_bfloat16(static_cast<float>(x))) : x;
+}
 const char *name_of(Type type) { return type == Type::bf16 ? "bfloat16" : "float32"; }
 
 // Runs `body` with several numbers of threads.
@@ -186,7 +191,8 @@ void test_linear(Type type, int64_t m, int64_t n, int64_t k, std::vector<int> th
 }
 
 // y, and from dy also dx and the addition to dw, of one row
-void norm_row(const double *x, const double *w, double eps, int64_t d, double *y, const double *dy, double *dx, double *dw) {
+void norm_row(const double *x, const double *w, double eps, int64_t d, double *y, const double *dy, double *dx,
+              double *dw) {
   double squares = 0, mean = 0;
   for (int64_t j = 0; j < d; j++) squares += x[j] * x[j];
   const double inverse = 1 / std::sqrt(squares / d + eps);
@@ -222,7 +228,8 @@ void test_rms_norm(Type type, int64_t m, int64_t d) {
 }
 
 void test_swiglu(Type type, int64_t m, int64_t f, int32_t num_blocks) {
-  Array x = random_array(type, {m, 2 * f}, 8), dy = random_array(type, {m, f}), blocks = filled(Type::i32, {1}, {double(num_blocks)});
+  Array x = random_array(type, {m, 2 * f}, 8), dy = random_array(type, {m, f}),
+        blocks = filled(Type::i32, {1}, {double(num_blocks)});
   Doubles y(m * f), dx(2 * m * f);
   const int64_t size = f / num_blocks;
   for (int64_t i = 0; i < m * f; i++) {
@@ -350,32 +357,48 @@ void test_attention(Type type, bool normed, AttentionCase size, std::vector<int>
     cos.set(i, std::cos(angle));
     sin.set(i, std::sin(angle));
   }
-  AttentionReference want{size, x.values(), q_w.values(), k_w.values(), dout.values(), Doubles(rows * heads * d),
-                          Doubles(heads * rows), Doubles(x.count()), Doubles(d), Doubles(d), eps.get(0), normed, cos, sin};
+  AttentionReference want{size,
+                          x.values(),
+                          q_w.values(),
+                          k_w.values(),
+                          dout.values(),
+                          Doubles(rows * heads * d),
+                          Doubles(heads * rows),
+                          Doubles(x.count()),
+                          Doubles(d),
+                          Doubles(d),
+                          eps.get(0),
+                          normed,
+                          cos,
+                          sin};
   want.compute();
   const double tolerance = type == Type::bf16 ? 6 * epsilon(type) : 1e-5;
   const std::string what = std::string(normed ? "attention_qk_norm " : "attention ") + name_of(type);
-  with_threads(what + sizes({size.batch, size.seq, size.kv_heads, size.group, d}), [&] {
-    Array out(type, result), lse(Type::f32, {size.batch, heads, size.seq}), dx(type, in), dq_w(Type::f32, {d}), dk_w = dq_w;
-    std::vector<Array *> inputs{&x, &cos, &sin, &counts};
-    if (normed) inputs.insert(inputs.end(), {&q_w, &k_w, &eps});
-    std::vector<Array *> forward = inputs, backward = inputs;
-    forward.insert(forward.end(), {&out, &lse});
-    backward.insert(backward.end(), {&out, &lse, &dout, &dx});
-    if (normed) backward.insert(backward.end(), {&dq_w, &dk_w});
-    expect(run(normed ? attention_qk_norm_forward : attention_forward, forward) == 0, "failed");
-    expect_near("o", out, want.out, tolerance);
-    expect_near("lse", lse, want.lse, tolerance);
-    expect(run(normed ? attention_qk_norm_backward : attention_backward, backward) == 0, "failed");
-    expect_near("dx", dx, want.dx, tolerance);
-    if (normed) {
-      expect_near("dq_w", dq_w, want.dq_w, 4 * tolerance, std::sqrt(rows));
-      expect_near("dk_w", dk_w, want.dk_w, 4 * tolerance, std::sqrt(rows));
-      const Array first = dq_w, first_dx = dx;
-      run(attention_qk_norm_backward, backward);
-      expect(first.bytes == dq_w.bytes && first_dx.bytes == dx.bytes, "differs when repeated");
-    }
-  }, threads);
+  with_threads(
+      what + sizes({size.batch, size.seq, size.kv_heads, size.group, d}),
+      [&] {
+        Array out(type, result), lse(Type::f32, {size.batch, heads, size.seq}), dx(type, in), dq_w(Type::f32, {d}),
+            dk_w = dq_w;
+        std::vector<Array*> inputs{&x, &cos, &sin, &counts};
+        if (normed) inputs.insert(inputs.end(), {&q_w, &k_w, &eps});
+        std::vector<Array*> forward = inputs, backward = inputs;
+        forward.insert(forward.end(), {&out, &lse});
+        backward.insert(backward.end(), {&out, &lse, &dout, &dx});
+        if (normed) backward.insert(backward.end(), {&dq_w, &dk_w});
+        expect(run(normed ? attention_qk_norm_forward : attention_forward, forward) == 0, "failed");
+        expect_near("o", out, want.out, tolerance);
+        expect_near("lse", lse, want.lse, tolerance);
+        expect(run(normed ? attention_qk_norm_backward : attention_backward, backward) == 0, "failed");
+        expect_near("dx", dx, want.dx, tolerance);
+        if (normed) {
+          expect_near("dq_w", dq_w, want.dq_w, 4 * tolerance, std::sqrt(rows));
+          expect_near("dk_w", dk_w, want.dk_w, 4 * tolerance, std::sqrt(rows));
+          const Array first = dq_w, first_dx = dx;
+          run(attention_qk_norm_backward, backward);
+          expect(first.bytes == dq_w.bytes && first_dx.bytes == dx.bytes, "differs when repeated");
+        }
+      },
+      threads);
 }
 
 enum class Labels { some, none, all };
@@ -437,7 +460,8 @@ void test_embedding(Type type, int64_t n, int64_t d, int64_t v) {
 }
 
 void test_square_sum() {
-  Array a = random_array(Type::f32, {3, 40000}), b = random_array(Type::f32, {1}), c = random_array(Type::f32, {5, 2, 3});
+  Array a = random_array(Type::f32, {3, 40000}), b = random_array(Type::f32, {1}),
+        c = random_array(Type::f32, {5, 2, 3});
   double want = 0;
   for (const Array *array : {&a, &b, &c})
     for (double value : array->values()) want += value * value;
@@ -457,7 +481,8 @@ void test_square_sum() {
 void test_adamw(double apply) {
   const double lr = .01, beta1 = .9, beta2 = .99, eps = 1e-3, scale = .5;
   const Doubles decays{.1, 0};
-  Array settings = filled(Type::f32, {6}, {lr, beta1, beta2, eps, scale, apply}), decay = filled(Type::f32, {2}, decays);
+  Array settings = filled(Type::f32, {6}, {lr, beta1, beta2, eps, scale, apply}),
+        decay = filled(Type::f32, {2}, decays);
   with_threads("adamw", [&] {
     std::vector<Array> arrays;
     for (Shape shape : {Shape{7, 130}, Shape{1}})
@@ -493,7 +518,8 @@ void test_refusals(Type type) {
   Array sums(Type::f32, {2}), dx = x, dw = w;
   Array high = filled(Type::i32, {3}, {0, 5, 1}), negative = filled(Type::i32, {3}, {0, -1, 1});
   expect(run(head_loss, {&x, &w, &high, &z, &sums, &dx, &dw}) != 0, "head_loss takes a label beyond the vocabulary");
-  expect(run(head_loss_forward, {&x, &w, &high, &z, &sums}) != 0, "head_loss_forward takes a label beyond the vocabulary");
+  expect(run(head_loss_forward, {&x, &w, &high, &z, &sums}) != 0,
+         "head_loss_forward takes a label beyond the vocabulary");
   expect(run(embedding_backward, {&high, &x, &dw}) != 0, "embedding_backward takes an id beyond the table");
   expect(run(embedding_backward, {&negative, &x, &dw}) != 0, "embedding_backward takes a negative id");
   Array whole = filled(Type::i32, {3, 4}, Doubles(12, 1)), y(type, {3, 5});
@@ -523,7 +549,8 @@ void test_not_finite(Type type) {
     Array labels = filled(Type::i32, {5}, {0, 1, 2, 3, 4}), sums(Type::f32, {2});
     run(head_loss, {&x, &w, &labels, &one, &sums, &dx, &dw});
     expect(!std::isfinite(sums.get(0)) && !std::isfinite(dx.get(2 * 6)) && !std::isfinite(dw.get(0)), "head_loss");
-    Array heads = filled(Type::i32, {2}, {1, 1}), cos = filled(Type::f32, {5, 2}, Doubles(10, 1)), sin = filled(Type::f32, {5, 2}, Doubles(10, 0));
+    Array heads = filled(Type::i32, {2}, {1, 1}), cos = filled(Type::f32, {5, 2}, Doubles(10, 1)),
+          sin = filled(Type::f32, {5, 2}, Doubles(10, 0));
     Array out(type, {5, 2}), lse(Type::f32, {1, 1, 5}), dout = random_array(type, {5, 2});
     run(attention_forward, {&x, &cos, &sin, &heads, &out, &lse});
     expect(!std::isfinite(out.get(4 * 2)) || !std::isfinite(lse.get(4)), "attention_forward");
