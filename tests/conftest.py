@@ -11,7 +11,7 @@ import pytest
 from mindmodel.parallel.environment import prepare_environment
 from mindmodel.recipe.load import recipe_from_dict
 
-prepare_environment()  # before any test imports mindspore
+prepare_environment(cpu_kernels="graph")  # before any test imports mindspore
 sys.path.append(os.path.dirname(__file__))  # for graph.py
 
 

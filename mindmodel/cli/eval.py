@@ -66,7 +66,7 @@ def _tokens(args: argparse.Namespace, folder: RunFolder, recipe: Recipe, tempora
 
 def _evaluate(recipe: Recipe, checkpoint: Checkpoint, tokens: TokenFile) -> Evaluation:
     terminal = Terminal(sys.stderr)  # the result alone goes to standard output
-    prepare_environment(recipe.runtime.threads)
+    prepare_environment(recipe.runtime.threads, recipe.runtime.cpu_kernels)
     with terminal.working("loading MindSpore"):
         from mindmodel.models.decoder import DecoderLoss
         from mindmodel.parallel.runtime import start_runtime

@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     folder, checkpoint = resolve_weights(Path(args.run_folder))
     recipe = load_run_recipe(folder.recipe_file)
     tokenizer = Tokenizer.load(folder.tokenizer)
-    prepare_environment(recipe.runtime.threads)
+    prepare_environment(recipe.runtime.threads, recipe.runtime.cpu_kernels)
     with terminal.working("loading MindSpore"):
         from mindmodel.generation.sample import Generator, Sampling
         from mindmodel.generation.text import continue_text, prompt_ids

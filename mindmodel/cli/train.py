@@ -74,7 +74,7 @@ def _go_on(recipe: Recipe, folder: RunFolder, terminal: Terminal) -> int:
 
 
 def _load(opened: OpenedRun, terminal: Terminal) -> Training:
-    prepare_environment(opened.recipe.runtime.threads)
+    prepare_environment(opened.recipe.runtime.threads, opened.recipe.runtime.cpu_kernels)
     with terminal.working("loading MindSpore"):
         from mindmodel.parallel.runtime import start_runtime
         from mindmodel.train.loop import Training

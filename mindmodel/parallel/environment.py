@@ -5,21 +5,29 @@ from __future__ import annotations
 import os
 from typing import Optional
 
-from mindmodel.machine import usable_cores
+from mindmodel.machine import cpp_compiler, usable_cores
 
 # GLOG_v=3: MindSpore's errors, without its warnings. PASSIVE: threads of fused kernels that wait must not spin on a
 # core that MatMul's own threads need. TensorBoard's and MindSpore's protobuf files agree only in the Python version.
 DEFAULTS = {"GLOG_v": "3", "OMP_WAIT_POLICY": "PASSIVE", "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "python"}
 
 
-def prepare_environment(threads: Optional[int] = None) -> None:
+SPINS = "30000"
+"""How often a thread of the native kernels looks for its next work before it sleeps, about 50 us: they follow one another
+closely, and to wake a thread takes as long. MatMul's own threads, which the graph's formulas need, would be in its way."""
+
+
+def prepare_environment(threads: Optional[int] = None, cpu_kernels: str = "auto") -> None:
     """Set what MindSpore reads when it is loaded; what the user has set stays, except a thread count asked for.
 
     Args:
         threads: CPU threads; None is every core this process may use, shared out evenly under msrun.
+        cpu_kernels: the recipe's.
     """
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
+    if cpu_kernels != "graph" and cpp_compiler() is not None:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // _workers())))

@@ -58,6 +58,16 @@ def test_alone_all_cores_that_may_be_used_are_taken(monkeypatch):
     assert num_threads() == 12
 
 
+@pytest.mark.parametrize(
+    "cpu_kernels, compiler, spins", [("auto", "g++", True), ("graph", "g++", False), ("auto", None, False)]
+)
+def test_threads_of_native_kernels_alone_wait_awake(cpu_kernels, compiler, spins, monkeypatch):
+    monkeypatch.setattr(environment, "cpp_compiler", lambda: compiler)
+    monkeypatch.setattr(os, "environ", {})
+    prepare_environment(cpu_kernels=cpu_kernels)
+    assert ("GOMP_SPINCOUNT" in os.environ) == spins
+
+
 def test_preparing_the_environment_loads_no_mindspore():
     code = "import sys, mindmodel.parallel.environment; print('mindspore' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"

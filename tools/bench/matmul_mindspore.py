@@ -10,7 +10,7 @@ from mindmodel.parallel.environment import prepare_environment
 
 def load(spec: dict):
     """Spec: size, threads."""
-    prepare_environment(spec["threads"])
+    prepare_environment(spec["threads"], "graph")
     import numpy as np
     from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 

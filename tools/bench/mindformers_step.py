@@ -38,7 +38,7 @@ DTYPES = ("params", "compute", "layernorm_compute", "softmax_compute", "rotary")
 
 def load(spec: dict):
     """Spec: size, threads, folder (the weights)."""
-    prepare_environment(spec["threads"])
+    prepare_environment(spec["threads"], "graph")
     import mindformers_on_cpu
     import mindspore as ms
     import numpy as np

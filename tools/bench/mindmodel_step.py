@@ -10,7 +10,7 @@ from mindmodel.parallel.environment import prepare_environment
 
 def load(spec: dict):
     """Spec: size, dtype, threads, cpu_kernels."""
-    prepare_environment(spec["threads"])
+    prepare_environment(spec["threads"], spec["cpu_kernels"])
     import mindspore as ms
 
     from mindmodel.models.decoder import Decoder, DecoderLoss, initialize

@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#if defined(MINDMODEL_ONEDNN) && defined(__AVX512F__)
+#if defined(MINDMODEL_ONEDNN)
 #define MINDMODEL_ONEDNN_FLOAT32
 #endif
 #if defined(MINDMODEL_ONEDNN) && (defined(__AVX512BF16__) || defined(__AMX_BF16__))
