@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Iterator, Optional, Sequence
+from typing import Iterator, Optional, Sequence, Union
 
 import numpy as np
 from mindspore import Tensor
 
 from mindmodel.errors import DataError
-from mindmodel.generation.decode import CachedDecoder
+from mindmodel.generation.decode import CachedDecoder, DecodeStep
+from mindmodel.generation.native import DecodeStepNative
+from mindmodel.layers.native import library
 from mindmodel.models.decoder import Decoder
 from mindmodel.recipe.schema import ModelSection
 
@@ -66,25 +68,40 @@ class Generator:
         self, decoder: Decoder, model: ModelSection, vocab_size: int, max_tokens: int, num_sequences: int = 1
     ) -> None:
         self._num_slots = -(-max_tokens // PROMPT_STEP) * PROMPT_STEP
-        self._graph = CachedDecoder(decoder, model, num_sequences, self._num_slots)
-        self._graph.set_train(False)
+        self._prompt_graph = CachedDecoder(decoder, model, num_sequences, self._num_slots)
+        self._step_graph: Union[DecodeStep, DecodeStepNative] = (
+            DecodeStep(self._prompt_graph, num_sequences)
+            if library.in_use() is None
+            else DecodeStepNative(self._prompt_graph, model, self._num_slots)
+        )
+        for graph in (self._prompt_graph, self._step_graph):
+            graph.set_train(False)
         self._vocab_size, self._num_sequences = vocab_size, num_sequences
 
     def compile(self, prompt: Sequence[int]) -> None:
         """Compile the graphs for prompts of this length, so that the first token does not seem slow."""
-        for num_new in (self._padded(len(prompt)), 1):
-            shapes = (self._num_sequences, num_new), num_new, self._num_sequences
-            self._graph.compile(*(Tensor(np.zeros(shape, np.int32)) for shape in shapes))
+        num_new = self._padded(len(prompt))
+        for graph, shapes in (
+            (self._prompt_graph, ((self._num_sequences, num_new), num_new, self._num_sequences)),
+            (self._step_graph, (self._num_sequences, 1)),
+        ):
+            graph.compile(*(Tensor(np.zeros(shape, np.int32)) for shape in shapes))
 
     def _padded(self, length: int) -> int:
         return min(-(-length // PROMPT_STEP) * PROMPT_STEP, self._num_slots)
 
-    def _logits(self, ids: np.ndarray, start: int, length: int) -> np.ndarray:
-        """Logits after the first `length` of the new tokens ids [B, n], which begin at position `start`."""
-        num_new = ids.shape[1]
-        last = np.arange(self._num_sequences, dtype=np.int32) * num_new + length - 1
-        positions = np.arange(start, start + num_new, dtype=np.int32)
-        logits = self._graph(Tensor(ids), Tensor(positions), Tensor(last.astype(np.int32)))
+    def prompt_logits(self, ids: np.ndarray) -> np.ndarray:
+        """Logits [B, V] after prompts ids [B, n], with which the cache is begun."""
+        length, num_new = ids.shape[1], self._padded(ids.shape[1])
+        padded = np.zeros((len(ids), num_new), np.int32)
+        padded[:, :length] = ids
+        last = np.arange(length - 1, padded.size, num_new, dtype=np.int32)
+        logits = self._prompt_graph(Tensor(padded), Tensor(np.arange(num_new, dtype=np.int32)), Tensor(last))
+        return logits.asnumpy()[:, : self._vocab_size]
+
+    def next_logits(self, tokens: np.ndarray, position: int) -> np.ndarray:
+        """Logits [B, V] after one more token of each sequence [B]."""
+        logits = self._step_graph(Tensor(tokens), Tensor(np.array([position], np.int32)))
         return logits.asnumpy()[:, : self._vocab_size]
 
     def stream(
@@ -98,16 +115,14 @@ class Generator:
         ids = self._checked(prompts, num_tokens)
         generator = np.random.default_rng(sampling.seed)
         length = ids.shape[1]
-        padded = np.zeros((len(ids), self._padded(length)), np.int32)
-        padded[:, :length] = ids
-        logits, ended = self._logits(padded, 0, length), np.zeros(len(ids), bool)
+        logits, ended = self.prompt_logits(ids), np.zeros(len(ids), bool)
         for position in range(length, length + num_tokens):
             tokens = choose(logits, sampling, generator)
             yield tokens
             ended |= tokens == (-1 if stop is None else stop)
             if ended.all() or position + 1 == length + num_tokens:
                 return
-            logits = self._logits(tokens[:, None], position, 1)
+            logits = self.next_logits(tokens, position)
 
     def _checked(self, prompts: Sequence[Sequence[int]], num_tokens: int) -> np.ndarray:
         if len(prompts) != self._num_sequences or len({len(prompt) for prompt in prompts}) != 1 or not prompts[0]:

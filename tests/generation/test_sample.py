@@ -8,9 +8,9 @@ import pytest
 from mindmodel.errors import DataError
 from mindmodel.recipe.schema import ModelSection
 
-MODEL = ModelSection(
-    hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, head_size=8, ffn_size=48, vocab_size=67, qk_norm=False
-)
+SIZES = dict(hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, head_size=8, ffn_size=48, vocab_size=67)
+MODEL = ModelSection(qk_norm=False, **SIZES)
+NORMED = ModelSection(family="qwen3", qk_norm=True, **SIZES)
 LOGITS = np.log(np.array([[0.1, 0.4, 0.2, 0.3]], np.float32))
 
 
@@ -70,16 +70,26 @@ def test_the_largest_draw_is_still_a_token_that_was_kept(sample):
     assert sample.choose(LOGITS, sample.Sampling(temperature=1, top_p=1), Highest()).tolist() == [0]
 
 
-@pytest.fixture(scope="module")
-def decoder(runtime):
+def random_decoder(model: ModelSection):
+    """With weights so large that an answer depends on every earlier token; norms are not ones."""
+    from mindspore import Tensor
+
     from mindmodel.models.decoder import Decoder, initialize
 
-    decoder = Decoder(MODEL, 24)
-    initialize(decoder, MODEL, 7)
-    for parameter in decoder.trainable_params():  # larger, so that the answer depends on every earlier token
-        if parameter.name.endswith("weight") and len(parameter.shape) == 2:
+    decoder = Decoder(model, 24)
+    initialize(decoder, model, 11)
+    random = np.random.default_rng(5)
+    for parameter in decoder.trainable_params():
+        if len(parameter.shape) == 2:
             parameter.set_data(parameter * 8)
+        else:
+            parameter.set_data(Tensor(random.uniform(0.5, 1.5, parameter.shape).astype(np.float32)))
     return decoder
+
+
+@pytest.fixture(scope="module")
+def decoder(runtime):
+    return random_decoder(MODEL)
 
 
 @pytest.fixture(scope="module")
@@ -90,18 +100,32 @@ def generator(decoder, sample, runtime):
     return generator
 
 
-def test_cached_decoding_gives_the_tokens_of_the_whole_forward_pass(generator, decoder, sample, compiling):
+def check_answers(generator, decoder, sample, prompts, compiling):
+    """Greedy answers of 19 tokens to prompts of 5 against the argmax of the whole forward pass."""
     from mindspore import Tensor
 
-    prompts = [[3, 14, 15, 9, 26], [5, 35, 8, 9, 7]]
-    stream = generator.stream(prompts, 19, sample.Sampling(temperature=0))
-    answers = np.stack(list(stream), axis=1)
-    ids = np.concatenate([np.array(prompts), answers], axis=1).astype(np.int32)
     with compiling():
-        logits = decoder(Tensor(ids)).asnumpy().reshape(2, 24, -1)
-    expected = logits[:, 4:-1, :60].argmax(-1)
-    np.testing.assert_array_equal(answers, expected)
+        answers = np.stack(list(generator.stream(prompts, 19, sample.Sampling(temperature=0))), axis=1)
+        ids = np.concatenate([np.array(prompts), answers], axis=1).astype(np.int32)
+        logits = decoder(Tensor(ids)).asnumpy().reshape(len(prompts), 24, -1)
+    np.testing.assert_array_equal(answers, logits[:, 4:-1, :60].argmax(-1))
     assert len(np.unique(answers)) > 5 and answers.max() < 60
+
+
+def test_cached_decoding_gives_the_tokens_of_the_whole_forward_pass(generator, decoder, sample, compiling):
+    check_answers(generator, decoder, sample, [[3, 14, 15, 9, 26], [5, 35, 8, 9, 7]], compiling)
+
+
+def test_the_same_with_normed_heads(sample, compiling):
+    decoder = random_decoder(NORMED)
+    generator = sample.Generator(decoder, NORMED, 60, 24)
+    check_answers(generator, decoder, sample, [[3, 14, 15, 9, 26]], compiling)
+
+
+def test_all_kernels_generate_the_same_tokens(decoder, sample, compiling, kernels_of):
+    kernels_of("Native")
+    generator = sample.Generator(decoder, MODEL, 60, 24, num_sequences=2)
+    check_answers(generator, decoder, sample, [[3, 14, 15, 9, 26], [5, 35, 8, 9, 7]], compiling)
 
 
 def test_a_stream_ends_when_every_sequence_has_produced_the_stop_token(generator, sample):
