@@ -4,8 +4,8 @@ MindSpore's automatic gradients of these recompute and materialise more. Activat
 slower kernel; sums over columns are matmuls with a row of ones, which are several times faster than a reduction.
 
 In bfloat16 an operand of a matmul is rounded, products are summed in float32 and the result is rounded, as a matrix
-unit does it. MindSpore's CPU has next to no bfloat16 operators, not even Reshape: between layers activations are bfloat16,
-inside of a layer they are float32, and an operator's result is rounded where an NPU's would be.
+unit does it. MindSpore's CPU has next to no bfloat16 operators, not even Reshape: between layers activations are
+bfloat16, inside of a layer they are float32, and an operator's result is rounded where an NPU's would be.
 """
 
 from __future__ import annotations

@@ -13,8 +13,11 @@ DEFAULTS = {"GLOG_v": "3", "OMP_WAIT_POLICY": "PASSIVE", "PROTOCOL_BUFFERS_PYTHO
 
 
 SPINS = "30000"
-"""How often a thread of the native kernels looks for its next work before it sleeps, about 50 us: they follow one another
-closely, and to wake a thread takes as long. MatMul's own threads, which the graph's formulas need, would be in its way."""
+"""How often a thread of the native kernels looks for its next work before it sleeps, about 50 us.
+
+They follow one another closely, and to wake a thread takes as long. MatMul's own threads, which the graph's formulas
+need, would be in its way.
+"""
 
 
 def prepare_environment(threads: Optional[int] = None, cpu_kernels: str = "auto") -> None:
