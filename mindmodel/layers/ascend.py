@@ -12,22 +12,14 @@ from mindspore import mint, nn, ops
 from mindspore.ops.auto_generate import RmsNorm, RotaryPositionEmbedding, SplitWithSize, Swiglu
 from mindspore.ops.operations.nn_ops import FlashAttentionScore
 
-from mindmodel.layers.adamw import AdamWByTensor
 from mindmodel.layers.kernels import Kernels
+from mindmodel.layers.shared import AdamWByTensor, EmbeddingByGather
 
 COMPRESSED_MASK_SIZE = 2048  # sparse_mode 2 takes one causal mask of this size for every sequence length
 
 
-class EmbeddingAscend(nn.Cell):
-    """Rows of a table. Inputs: ids int32 [T], table float32 [V, D]. Outputs: [T, D] in `dtype`."""
-
-    def __init__(self, dtype):
-        super().__init__()
-        self.dtype = dtype
-        self.gather = ops.Gather()
-
-    def construct(self, ids, table):
-        return ops.cast(self.gather(table, ids, 0), self.dtype)  # cast after: the gradient is summed in float32
+class EmbeddingAscend(EmbeddingByGather):
+    """Its backward pass is MindSpore's own."""
 
 
 class LinearAscend(nn.Cell):

@@ -15,9 +15,9 @@ from mindspore import Tensor
 from mindspore import dtype as mstype
 from mindspore import nn, ops
 
-from mindmodel.layers.adamw import AdamWByTensor
 from mindmodel.layers.kernels import Kernels
 from mindmodel.layers.rope import rotation_matrix
+from mindmodel.layers.shared import AdamWByTensor, EmbeddingByGather
 
 LARGEST_FLOAT = 3.4e38
 LOGITS_BYTES = 128 * 2**20
@@ -34,16 +34,8 @@ def rounded(x, like):
     return in_float32(ops.cast(x, like.dtype))
 
 
-class EmbeddingCPU(nn.Cell):
-    """Rows of a table. Inputs: ids int32 [T], table float32 [V, D]. Outputs: [T, D] in `dtype`."""
-
-    def __init__(self, dtype):
-        super().__init__()
-        self.dtype = dtype
-        self.gather = ops.Gather()
-
-    def construct(self, ids, table):
-        return ops.cast(self.gather(table, ids, 0), self.dtype)  # cast after: the gradient is summed in float32
+class EmbeddingCPU(EmbeddingByGather):
+    """Its backward pass is MindSpore's own."""
 
 
 class LinearCPU(nn.Cell):

@@ -151,4 +151,13 @@ inline Index num_visible(Index query, Index first_key, Index num_keys) {
   return std::max<Index>(0, std::min(num_keys, query + 1 - first_key));
 }
 
+// A forward or backward pass over arguments that fit it.
+template <template <class, bool> class Pass, bool normed>
+int run_pass(const Arguments &args) {
+  return with_type(args, 0, [&](auto zero) {
+    const Pass<decltype(zero), normed> pass(args);
+    return pass.fits(args) ? pass.run() : FAILURE;
+  });
+}
+
 }  // namespace mindmodel

@@ -202,19 +202,11 @@ struct Backward : Attention<T, normed> {
   }
 };
 
-template <bool normed>
-int backward(const Arguments &args) {
-  return with_type(args, 0, [&](auto zero) {
-    const Backward<decltype(zero), normed> pass(args);
-    return pass.fits(args) ? pass.run() : FAILURE;
-  });
-}
-
 }  // namespace
 
 // x T[B S, (H + 2 K) d], cos and sin f32[S, d], heads i32[2], o T[B S, H d], lse f32[B, H, S], do T[B S, H d]
 // -> dx as x
-MINDMODEL_KERNEL(attention_backward) { return backward<false>(args); }
+MINDMODEL_KERNEL(attention_backward) { return run_pass<Backward, false>(args); }
 
 // The same with q_w f32[d], k_w f32[d], eps f32[1] after heads -> dx, dq_w f32[d], dk_w f32[d]
-MINDMODEL_KERNEL(attention_qk_norm_backward) { return backward<true>(args); }
+MINDMODEL_KERNEL(attention_qk_norm_backward) { return run_pass<Backward, true>(args); }

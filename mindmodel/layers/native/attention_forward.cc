@@ -110,19 +110,11 @@ struct Forward : Attention<T, normed> {
   }
 };
 
-template <bool normed>
-int forward(const Arguments &args) {
-  return with_type(args, 0, [&](auto zero) {
-    const Forward<decltype(zero), normed> pass(args);
-    return pass.fits(args) ? pass.run() : FAILURE;
-  });
-}
-
 }  // namespace
 
 // x T[B S, (H + 2 K) d], cos and sin f32[S, d] with equal halves, heads i32[2] = (H, K)
 // -> o T[B S, H d], lse f32[B, H, S]
-MINDMODEL_KERNEL(attention_forward) { return forward<false>(args); }
+MINDMODEL_KERNEL(attention_forward) { return run_pass<Forward, false>(args); }
 
 // The same with q_w f32[d], k_w f32[d], eps f32[1] after heads: RMSNorm of each query and key head before the rotation
-MINDMODEL_KERNEL(attention_qk_norm_forward) { return forward<true>(args); }
+MINDMODEL_KERNEL(attention_qk_norm_forward) { return run_pass<Forward, true>(args); }

@@ -12,6 +12,7 @@ from mindspore.ops.signature import make_sig, sig_rw
 
 from mindmodel.layers.kernels import Kernels
 from mindmodel.layers.native import library
+from mindmodel.layers.shared import EmbeddingByGather
 
 Shapes = Union[tuple, Callable]
 ALIKE = object()
@@ -34,17 +35,12 @@ def kernel(name: str, shapes: Shapes, *dtypes) -> ops.Custom:
     return ops.Custom(f"{library.in_use()}:{name}", shapes, output_dtypes, "aot")
 
 
-class EmbeddingNative(nn.Cell):
-    """Rows of a table. Inputs: ids int32 [T], table float32 [V, D]. Outputs: [T, D] in `dtype`."""
+class EmbeddingNative(EmbeddingByGather):
+    """Rows of a table; those of one id are summed in their order in the backward pass."""
 
     def __init__(self, dtype):
-        super().__init__()
-        self.dtype = dtype
-        self.gather = ops.Gather()
+        super().__init__(dtype)
         self.backward = kernel("embedding_backward", lambda ids, dout, table: table, mstype.float32)
-
-    def construct(self, ids, table):
-        return ops.cast(self.gather(table, ids, 0), self.dtype)
 
     def bprop(self, ids, table, out, dout):
         return ops.zeros_like(ids), self.backward(ids, dout, table)

@@ -1,4 +1,4 @@
-"""The optimizer's update, tensor by tensor, with MindSpore's fused operator."""
+"""What several devices compute with the same operators."""
 
 from __future__ import annotations
 
@@ -7,8 +7,20 @@ from mindspore import dtype as mstype
 from mindspore import nn, ops
 
 
+class EmbeddingByGather(nn.Cell):
+    """Rows of a table. Inputs: ids int32 [T], table float32 [V, D]. Outputs: [T, D] in `dtype`."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.dtype = dtype
+        self.gather = ops.Gather()
+
+    def construct(self, ids, table):
+        return ops.cast(self.gather(table, ids, 0), self.dtype)  # cast after: the gradient is summed in float32
+
+
 class AdamWByTensor(nn.Cell):
-    """AdamW without bias correction, in place on parameters and moments.
+    """AdamW without bias correction, in place on parameters and moments, with one fused operator a tensor.
 
     A step with `apply` false leaves all of them bitwise as they were, without a branch in the graph: gradients become
     zero, both betas one and the learning rate zero.
