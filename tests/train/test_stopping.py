@@ -15,6 +15,14 @@ def section(**keys) -> TrainSection:
     return TrainSection(steps=9, tokens_per_step=1, **keys)
 
 
+@pytest.fixture(autouse=True)
+def hang_up_is_not_ignored():
+    """As it is under nohup, for example."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.fixture
 def begun():
     with Stopper(section()) as stopper:
