@@ -6,10 +6,9 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor
 from mindspore import dtype as mstype
 from mindspore import nn
-from mindspore.ops.signature import make_sig, sig_rw
 
 from mindmodel.generation.decode import CachedBlock, CachedDecoder
-from mindmodel.layers.native.cells import kernel
+from mindmodel.layers.native.cells import in_place, kernel
 from mindmodel.layers.rope import rope_tables
 from mindmodel.recipe.schema import ModelSection
 
@@ -37,12 +36,9 @@ class DecodeStepNative(nn.Cell):
         ends = decoder.embedding.weight, decoder.norm.weight, decoder.head.weight
         layers = [array for block in decoder.layers for array in layer_arrays(block)]
         self.parameters = ParameterTuple((*ends, *layers))
-        self.step = kernel("decode_step", lambda ids, *rest: (ids[0], model.vocab_size), mstype.float32)
-        written, read = make_sig("written", sig_rw.RW_WRITE), make_sig("read")
-        # MindSpore must know what is written to, to order it with what is read
-        signature = (*[read] * 6, written, written, *[read] * (2 * model.qk_norm))
-        self.step.set_signatures((*[read] * 9, *signature * model.num_layers))
-        self.step.add_prim_attr("side_effect_mem", True)
+        step = kernel("decode_step", lambda ids, *rest: (ids[0], model.vocab_size), mstype.float32)
+        written = (*[False] * 6, True, True, *[False] * (2 * model.qk_norm))  # of a layer: keys and values
+        self.step = in_place(step, (*[False] * 9, *written * model.num_layers))
 
     def construct(self, ids, position):
         return self.step(ids, position, self.sizes, self.eps, self.cos, self.sin, *self.parameters)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Callable, Union
+from typing import Callable, Sequence, Union
 
 import numpy as np
 from mindspore import Tensor
@@ -33,6 +33,13 @@ def kernel(name: str, shapes: Shapes, *dtypes) -> ops.Custom:
         return found if len(found) > 1 else found[0]
 
     return ops.Custom(f"{library.in_use()}:{name}", shapes, output_dtypes, "aot")
+
+
+def in_place(operator: ops.Custom, written: Sequence[bool]) -> ops.Custom:
+    """The operator, which writes to those inputs: MindSpore must know, to order it with what reads them."""
+    operator.set_signatures(tuple(make_sig("array", sig_rw.RW_WRITE if write else sig_rw.RW_READ) for write in written))
+    operator.add_prim_attr("side_effect_mem", True)
+    return operator
 
 
 class EmbeddingNative(EmbeddingByGather):
@@ -225,11 +232,8 @@ class AdamWNative(nn.Cell):
     def __init__(self, decays: tuple[bool, ...], checks_finite: bool):
         super().__init__(auto_prefix=False)
         self.decays = Tensor(np.array(decays, np.float32))
-        self.adamw = kernel("adamw", lambda *inputs: (1,), mstype.float32)
-        written, read = make_sig("written", sig_rw.RW_WRITE), make_sig("read")
-        # MindSpore must know what is written to, to order it with what is read
-        self.adamw.set_signatures((read, read, *(written, written, written, read) * len(decays)))
-        self.adamw.add_prim_attr("side_effect_mem", True)
+        adamw = kernel("adamw", lambda *inputs: (1,), mstype.float32)
+        self.adamw = in_place(adamw, (False, False, *(True, True, True, False) * len(decays)))
         self.stack = ops.Stack()
 
     def construct(self, parameters, first, second, grads, lr, beta1, beta2, eps, decay, scale, apply):
