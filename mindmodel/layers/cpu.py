@@ -128,17 +128,6 @@ class SwiGLUCPU(nn.Cell):
         return (ops.cast(self.concat((dgate, dout * silu)).reshape(x.shape), x.dtype),)
 
 
-def split_heads(x, num_kv_heads, group_size, head_size, seq_len):
-    """The fused projection's rows [B S, K (R + 2) d] as queries [B K, R S, d] and keys and values [B K, S, d]."""
-    slots = group_size + 2
-    heads = x.reshape((-1, seq_len, num_kv_heads, slots, head_size)).transpose((0, 2, 3, 1, 4))
-    heads = heads.reshape((-1, slots * seq_len, head_size))
-    num_groups, query_rows = heads.shape[0], group_size * seq_len
-    q = ops.slice(heads, (0, 0, 0), (num_groups, query_rows, head_size))
-    k = ops.slice(heads, (0, query_rows, 0), (num_groups, seq_len, head_size))
-    return q, k, ops.slice(heads, (0, query_rows + seq_len, 0), (num_groups, seq_len, head_size))
-
-
 class SplitHeadsCPU(nn.Cell):
     """The fused projection's rows as queries, keys and values per KV head.
 
@@ -153,7 +142,13 @@ class SplitHeadsCPU(nn.Cell):
         self.concat = ops.Concat(axis=1)
 
     def construct(self, x):
-        return split_heads(x, self.num_kv_heads, self.group_size, self.head_size, self.seq_len)
+        slots, seq_len, size = self.group_size + 2, self.seq_len, self.head_size
+        heads = x.reshape((-1, seq_len, self.num_kv_heads, slots, size)).transpose((0, 2, 3, 1, 4))
+        heads = heads.reshape((-1, slots * seq_len, size))
+        num_groups, query_rows = heads.shape[0], self.group_size * seq_len
+        q = ops.slice(heads, (0, 0, 0), (num_groups, query_rows, size))
+        k = ops.slice(heads, (0, query_rows, 0), (num_groups, seq_len, size))
+        return q, k, ops.slice(heads, (0, query_rows + seq_len, 0), (num_groups, seq_len, size))
 
     def bprop(self, x, out, dout):
         heads = self.concat((dout[0], dout[1], dout[2]))
