@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 import shutil
@@ -117,6 +118,12 @@ def cpp_compiler() -> Optional[str]:
     """Path of a C++ compiler: $CXX, g++ or clang++."""
     names = [os.environ.get("CXX", ""), "g++", "clang++"]
     return next((path for path in map(shutil.which, filter(None, names)) if path), None)
+
+
+def package_folder(name: str) -> Optional[Path]:
+    """Where a Python package is installed, which is not imported; None where it is not."""
+    spec = importlib.util.find_spec(name)
+    return Path(spec.submodule_search_locations[0]) if spec and spec.submodule_search_locations else None
 
 
 def cache_folder() -> Path:

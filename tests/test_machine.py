@@ -91,6 +91,15 @@ def test_ascend_devices_are_counted_without_the_manager(tmp_path):
     assert machine.ascend_devices(tmp_path) == 2
 
 
+def test_a_package_is_found_and_not_imported(tmp_path, monkeypatch):
+    (tmp_path / "unloadable").mkdir()
+    (tmp_path / "unloadable" / "__init__.py").write_text("raise RuntimeError")
+    (tmp_path / "module_alone.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert machine.package_folder("unloadable") == tmp_path / "unloadable"
+    assert machine.package_folder("module_alone") is machine.package_folder("not_there_at_all") is None
+
+
 def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("MINDMODEL_CACHE", str(tmp_path))
     assert machine.cache_folder() == tmp_path

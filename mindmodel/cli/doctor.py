@@ -23,7 +23,9 @@ from pathlib import Path
 from typing import Iterator, NamedTuple, Optional
 
 from mindmodel import machine
+from mindmodel.build_cache import BuildError
 from mindmodel.cli.recipe import quantity
+from mindmodel.dryrun import standin
 
 OK, ABSENT, DIFFERS, BROKEN = "ok", "absent", "differs", "broken"
 IMPORT_LIMIT_S = 180
@@ -58,7 +60,7 @@ class Check(NamedTuple):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the list")
     parser.add_argument(
-        "--clear-cache", action="store_true", help="remove compiled kernels and graphs; they are made again when needed"
+        "--clear-cache", action="store_true", help="remove what was built or compiled; it is made again when needed"
     )
 
 
@@ -79,8 +81,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _clear_cache(cache: Path) -> int:
-    """Remove what this package compiled; what a running process holds stays, and is named."""
-    owned = [cache / "kernels", *sorted((cache / "graphs").glob("*"))]
+    """Remove what this package built and compiled; what a running process holds stays, and is named."""
+    owned = [cache / "kernels", cache / standin.ROOM, *sorted((cache / "graphs").glob("*"))]
     code = 0
     for path in filter(Path.is_dir, owned):
         size = sum(file.lstat().st_size for file in path.rglob("*") if not file.is_dir())
@@ -91,7 +93,7 @@ def _clear_cache(cache: Path) -> int:
             shutil.rmtree(path)
             print(f"removed {path}, {quantity(size, 1024)}B")
     if not any(map(Path.is_dir, owned)) and code == 0:
-        print(f"{cache} holds no compiled kernels or graphs now")
+        print(f"{cache} holds nothing that was built or compiled now")
     return code
 
 
@@ -122,6 +124,7 @@ def _checks() -> Iterator[Check]:
     yield features()
     yield compiler()
     yield ascend()
+    yield ascend_toolkit()
     yield from folders()
     yield import_mindspore()
     yield Check("several devices", OK, "MindSpore's msrun starts the processes: no MPI is needed")
@@ -201,6 +204,21 @@ def ascend() -> Check:
     if devices or tool:
         return Check("ascend", OK, f"{devices} devices; npu-smi {'at ' + tool if tool else 'not in PATH'}")
     return Check("ascend", ABSENT, "no /dev/davinci* and no npu-smi; needed by: training on NPUs. CPU works without")
+
+
+def ascend_toolkit() -> Check:
+    """CANN, or else what stands in for it where nothing is trained."""
+    name, real = "ascend toolkit", standin.real_cann()
+    if real is None:
+        try:
+            built = standin.find()
+        except BuildError as error:
+            return Check(name, ABSENT, f"needed by: dryrun. No CANN, and {error}")
+        return Check(name, OK, f"no CANN; what stands in for it in dry runs is {built or 'built at first use'}")
+    text = f"CANN {standin.cann_version(real) or 'of unknown version'} at {real}"
+    if standin.is_entered(real):
+        return Check(name, OK, text)
+    return Check(name, DIFFERS, f"{text}, but not in this environment. Use source {standin.set_env(real)}")
 
 
 def folders() -> Iterator[Check]:

@@ -1,6 +1,8 @@
 """Ascend's fused operators behind the same interfaces as the CPU's formulas in cpu.py.
 
-No backward pass is by hand: semi-automatic parallelism cuts a `construct` over devices, not a `bprop`.
+No backward pass is by hand: semi-automatic parallelism cuts a `construct` over devices, not a `bprop`. Every operator
+that a layout may cut is an attribute, and mindmodel/parallel/plans names it; only casts and reshapes follow by
+themselves.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ import numpy as np
 from mindspore import Tensor
 from mindspore import dtype as mstype
 from mindspore import mint, nn, ops
-from mindspore.ops.auto_generate import RmsNorm, RotaryPositionEmbedding, SplitWithSize, Swiglu
+from mindspore.ops.auto_generate import RmsNorm, RotaryPositionEmbedding, SplitWithSize, SumExt, Swiglu
 from mindspore.ops.operations.nn_ops import FlashAttentionScore
 
 from mindmodel.layers.kernels import Kernels
@@ -38,7 +40,7 @@ class RMSNormAscend(nn.Cell):
 
     The weight is handed over in x's dtype, for only then does MindSpore fuse the residual's addition into it.
 
-    Inputs: x [T, D], weight float32 [D]. Outputs: [T, D].
+    Inputs: x [..., D], weight float32 [D]. Outputs: as x.
     """
 
     def __init__(self, size: int, eps: float):
@@ -83,7 +85,7 @@ class CausalAttentionAscend(nn.Cell):
         self.cos, self.sin = (Tensor(table.reshape(1, -1, 1, head_size)) for table in (cos, sin))
         self.mask = Tensor(np.triu(np.ones((COMPRESSED_MASK_SIZE, COMPRESSED_MASK_SIZE), np.uint8), 1))
         self.split = SplitWithSize()  # mint.split makes strided views
-        self.rope = RotaryPositionEmbedding()
+        self.q_rope, self.k_rope = RotaryPositionEmbedding(), RotaryPositionEmbedding()
         self.flash_attention = FlashAttentionScore(
             num_heads, scale_value=head_size**-0.5, next_tokens=0, input_layout="BSH", sparse_mode=2
         )
@@ -92,11 +94,12 @@ class CausalAttentionAscend(nn.Cell):
         seq_len, size = self.seq_len, self.head_size
         heads = x.reshape((-1, seq_len, self.num_kv_heads, self.group_size + 2, size))
         q, k, v = self.split(heads, (self.group_size, 1, 1), 3)
+        q = q.reshape((-1, seq_len, self.num_heads, size))
+        k = k.reshape((-1, seq_len, self.num_kv_heads, size))
         if q_norm is not None:
-            q, k = q_norm(q.reshape((-1, size))), k_norm(k.reshape((-1, size)))
+            q, k = q_norm(q), k_norm(k)
         cos, sin = ops.cast(self.cos, x.dtype), ops.cast(self.sin, x.dtype)
-        q = self.rope(q.reshape((-1, seq_len, self.num_heads, size)), cos, sin, 0)
-        k = self.rope(k.reshape((-1, seq_len, self.num_kv_heads, size)), cos, sin, 0)
+        q, k = self.q_rope(q, cos, sin, 0), self.k_rope(k, cos, sin, 0)
         q = q.reshape((-1, seq_len, self.num_heads * size))
         k = k.reshape((-1, seq_len, self.num_kv_heads * size))
         v = v.reshape((-1, seq_len, self.num_kv_heads * size))
@@ -113,22 +116,29 @@ class HeadLossAscend(nn.Cell):
 
     def __init__(self, vocab_size: int, z_loss: float, gradient: bool):
         super().__init__()
-        self.z_loss = z_loss
+        self.vocab_size, self.z_loss = vocab_size, z_loss
+        self.on, self.off = Tensor(1.0, mstype.float32), Tensor(0.0, mstype.float32)
         self.linear = LinearAscend()
-        self.max_rows = ops.ReduceMax(keep_dims=True)
-        self.pick = ops.GatherD()
+        self.largest = ops.ReduceMax(keep_dims=True)
+        self.shift, self.exp, self.log = ops.Sub(), ops.Exp(), ops.Log()
+        self.denominator, self.picked, self.total = SumExt(), SumExt(), SumExt()
+        self.one_hot, self.pick = ops.OneHot(), ops.Mul()
+        self.counts, self.row_loss, self.keep = ops.GreaterEqual(), ops.Sub(), ops.Mul()
+        self.log_denominator, self.square, self.keep_square, self.total_square = ops.Add(), ops.Mul(), ops.Mul(), SumExt()
 
     def construct(self, hidden, weight, labels):
-        labels, logits = labels.reshape((-1, 1)), ops.cast(self.linear(hidden, weight), mstype.float32)
-        keep = ops.cast(labels >= 0, mstype.float32)
-        largest = ops.stop_gradient(self.max_rows(logits, (1,)))
-        shifted = logits - largest
-        log_sum = ops.log(mint.sum(ops.exp(shifted), 1, True))
-        entropy = mint.sum((log_sum - self.pick(shifted, 1, ops.maximum(labels, 0))) * keep)
+        logits = ops.cast(self.linear(hidden, weight), mstype.float32)
+        largest = ops.stop_gradient(self.largest(logits, (1,)))
+        shifted = self.shift(logits, largest)
+        log_sum = self.log(self.denominator(self.exp(shifted), 1, True))
+        picked = self.picked(self.pick(shifted, self.one_hot(labels, self.vocab_size, self.on, self.off)), 1, True)
+        keep = ops.cast(self.counts(labels.reshape((-1, 1)), 0), mstype.float32)
+        entropy = self.total(self.keep(self.row_loss(log_sum, picked), keep), (0, 1), False)
         if self.z_loss == 0.0:
             return entropy, entropy
-        log_sum = log_sum + largest
-        return entropy + self.z_loss * mint.sum(log_sum * log_sum * keep), entropy
+        log_sum = self.log_denominator(log_sum, largest)
+        square = self.keep_square(self.square(log_sum, log_sum), keep)
+        return entropy + self.z_loss * self.total_square(square, (0, 1), False), entropy
 
 
 class SquareSumAscend(nn.Cell):

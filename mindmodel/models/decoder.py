@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 from mindspore import Tensor
 from mindspore import dtype as mstype
-from mindspore import nn
+from mindspore import nn, ops
 
 from mindmodel.layers.attention import Attention
 from mindmodel.layers.embedding import Embedding
@@ -33,12 +33,13 @@ class Block(nn.Cell):
         self.attention = Attention(model, cos, sin)
         self.mlp_norm = ResidualNorm(model.hidden_size, model.norm_eps)
         self.mlp = MLP(model)
+        self.attention_add, self.mlp_add = ops.Add(), ops.Add()
 
     def construct(self, x):
         x, branch = self.attention_norm(x)
-        x = x + self.attention(branch)
+        x = self.attention_add(x, self.attention(branch))
         x, branch = self.mlp_norm(x)
-        return x + self.mlp(branch)
+        return self.mlp_add(x, self.mlp(branch))
 
 
 class Decoder(nn.Cell):

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Iterator, Optional
 
 import mindmodel
+from mindmodel.build_cache import open_lock
 from mindmodel.errors import MindModelError
 from mindmodel.files import read_json, sha256_of, write_text_safely
 from mindmodel.machine import cache_folder, cpu_features
@@ -76,9 +77,7 @@ class GraphCache:
     def _shared(self) -> Optional[Path]:
         try:
             folder = cache_folder().absolute() / "graphs" / _key()
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            os.chmod(folder, 0o700)
-            lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            lock = open_lock(folder)
         except (OSError, RuntimeError):  # a home that is read-only, or that nobody knows, is no reason to stop
             return None
         try:

@@ -16,19 +16,18 @@ import mindmodel
 from mindmodel.checkpoint.save import save_checkpoint
 from mindmodel.data.loader import heldout_batches
 from mindmodel.errors import TrainingError
-from mindmodel.models.decoder import Decoder, DecoderLoss, initialize
+from mindmodel.models.decoder import DecoderLoss, initialize
 from mindmodel.parallel.runtime import Runtime, peak_flops
 from mindmodel.recipe.dump import recipe_to_dict
 from mindmodel.recipe.estimate import FLOP_FORMULA, estimate
 from mindmodel.terminal import Terminal, duration
+from mindmodel.train.build import build
 from mindmodel.train.evaluate import Evaluation, compile_evaluation, evaluate
 from mindmodel.train.init_from import keep_origin
 from mindmodel.train.metrics import Metrics, Utilisation
-from mindmodel.train.optim import AdamW
 from mindmodel.train.run import OpenedRun
 from mindmodel.train.schedule import learning_rate
 from mindmodel.train.state import arrays_of, fill
-from mindmodel.train.step import TrainStep
 from mindmodel.train.stopping import Stopper
 
 
@@ -51,10 +50,8 @@ class Training:
         self.step = self.first_step = opened.position.step
         self.saved_step = self.step if opened.position.checkpoint else None
         self.evaluation: Optional[Evaluation] = None
-        self.decoder = Decoder(recipe.model, recipe.data.seq_len, recipe.train.compute_dtype)
-        self.optimizer = AdamW(self.decoder.trainable_params(), recipe.optim, recipe.train.check_finite != "none")
-        network = DecoderLoss(self.decoder, recipe.model.vocab_size, recipe.train.z_loss)
-        self.train_step = TrainStep(network, self.optimizer, recipe.train, recipe.parallel.micro_batches).set_train()
+        built = build(recipe)
+        self.decoder, self.optimizer, self.train_step = built.decoder, built.optimizer, built.step
         self.eval_network = DecoderLoss(self.decoder, recipe.model.vocab_size, gradient=False).set_train(False)
         self._fill()
         peak, peak_name = peak_flops(runtime)

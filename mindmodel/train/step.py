@@ -2,30 +2,55 @@
 
 from __future__ import annotations
 
+from typing import Optional
+
 import mindspore as ms
 from mindspore import Tensor
 from mindspore import dtype as mstype
 from mindspore import nn, ops
 
 from mindmodel.layers.kernels import device_kernels
-from mindmodel.models.decoder import DecoderLoss
 from mindmodel.recipe.schema import TrainSection
 from mindmodel.train.optim import AdamW
 
 
+class Totals(nn.Cell):
+    """What a step sums over the whole model.
+
+    Inputs: cross entropy, gradients (tuple). Outputs: cross entropy, sum of all squares of the gradients.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.square_sum = device_kernels().square_sum()
+
+    def construct(self, entropy, grads):
+        return entropy, self.square_sum(grads)
+
+
 class TrainStep(nn.Cell):
     """A whole optimizer step.
+
+    Args:
+        totals: how cross entropy and gradients are summed; default for one device.
 
     Inputs: ids and labels int32 [sequences, S], lr float32 scalar.
     Outputs: mean cross entropy over the labels that count, global gradient norm before clipping, whether the weights
     were updated.
     """
 
-    def __init__(self, network: DecoderLoss, optimizer: AdamW, train: TrainSection, micro_batches: int):
+    def __init__(
+        self,
+        network: nn.Cell,
+        optimizer: AdamW,
+        train: TrainSection,
+        micro_batches: int,
+        totals: Optional[nn.Cell] = None,
+    ):
         super().__init__(auto_prefix=False)
         self.network, self.optimizer = network, optimizer
         self.grad = ms.value_and_grad(network, None, weights=optimizer.parameters, has_aux=True)
-        self.square_sum = device_kernels().square_sum()
+        self.totals = totals or Totals()
         self.micro_batches = micro_batches
         self.clip_norm = train.clip_norm
         self.checks_finite = train.check_finite != "none"
@@ -55,10 +80,10 @@ class TrainStep(nn.Cell):
             result = result + (total[j] + part[j],)
         return result
 
-    def construct(self, ids, labels, lr):
-        entropy, grads = self.accumulate(ids, labels)
-        num_labels = ops.maximum(ops.cast(labels >= 0, mstype.float32).sum(), 1.0)
-        norm = ops.sqrt(self.square_sum(grads)) / num_labels
+    def update(self, entropy, grads, num_labels, lr):
+        """Clip, check and apply summed gradients."""
+        entropy, squares = self.totals(entropy, grads)
+        norm = ops.sqrt(squares) / num_labels
         scale = 1.0 / num_labels
         if self.clip_norm > 0:
             scale = scale * ops.minimum(self.clip_norm / (norm + 1e-6), 1.0)
@@ -67,3 +92,8 @@ class TrainStep(nn.Cell):
         if self.checks_finite:
             apply = ops.logical_and(ops.isfinite(norm), ops.isfinite(loss))
         return ops.depend((loss, norm, apply), self.optimizer(grads, scale, apply, lr))
+
+    def construct(self, ids, labels, lr):
+        entropy, grads = self.accumulate(ids, labels)
+        num_labels = ops.maximum(ops.cast(labels >= 0, mstype.float32).sum(), 1.0)
+        return self.update(entropy, grads, num_labels, lr)

@@ -33,7 +33,8 @@ def test_json_is_one_object(quick, capsys):
     told = json.loads(capsys.readouterr().out)
     assert set(told) == {"can_train", "checks"}
     names = [check["name"] for check in told["checks"]]
-    assert {"python", "mindspore", "cores", "memory", "cpu", "c++ compiler", "ascend", "import"} <= set(names)
+    expected = "python", "mindspore", "cores", "memory", "cpu", "c++ compiler", "ascend", "ascend toolkit", "import"
+    assert set(expected) <= set(names)
 
 
 def test_something_broken_means_exit_code_1(quick, monkeypatch, capsys):
@@ -123,9 +124,44 @@ def test_what_is_absent_tells_which_verb_needs_it(monkeypatch):
     assert "needed by: training on NPUs" in doctor.ascend().detail
 
 
+@pytest.fixture
+def no_cann(monkeypatch):
+    """A machine without CANN, whatever this one has."""
+    monkeypatch.setattr(doctor.standin, "real_cann", lambda: None)
+
+
+def test_without_cann_the_stand_in_is_told_and_not_built(no_cann, monkeypatch):
+    monkeypatch.setattr(doctor.standin, "find", lambda: None)
+    told = "no CANN; what stands in for it in dry runs is "
+    assert doctor.ascend_toolkit() == Check("ascend toolkit", OK, f"{told}built at first use")
+    monkeypatch.setattr(doctor.standin, "find", lambda: Path("/cache/cann/0123"))
+    assert doctor.ascend_toolkit() == Check("ascend toolkit", OK, f"{told}/cache/cann/0123")
+
+
+def test_without_cann_and_what_the_stand_in_needs_it_is_told_what_to_install(no_cann, monkeypatch):
+    monkeypatch.setattr(doctor.standin, "package_folder", lambda name: None)
+    check = doctor.ascend_toolkit()
+    assert check.state == ABSENT
+    assert check.detail.endswith("No CANN, and MindSpore is not installed. Use pip install mindspore==2.9.0")
+
+
+def test_cann_is_told_with_its_version_and_how_to_enter_it(tmp_path, monkeypatch):
+    (tmp_path / "compiler").mkdir()
+    monkeypatch.setattr(doctor.standin, "real_cann", lambda: tmp_path)
+    monkeypatch.setenv("ASCEND_HOME_PATH", str(tmp_path))
+    assert doctor.ascend_toolkit() == Check("ascend toolkit", OK, f"CANN of unknown version at {tmp_path}")
+    (tmp_path / "compiler" / "version.info").write_text("Version=8.5.0.1\n")
+    assert doctor.ascend_toolkit() == Check("ascend toolkit", OK, f"CANN 8.5.0.1 at {tmp_path}")
+    monkeypatch.delenv("ASCEND_HOME_PATH")
+    check = doctor.ascend_toolkit()
+    assert check.state == DIFFERS
+    assert check.detail.endswith(f"but not in this environment. Use source {tmp_path.parent / 'set_env.sh'}")
+
+
 def test_the_cache_of_compiled_things_can_be_cleared(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MINDMODEL_CACHE", str(tmp_path))
-    for name in ("kernels/one/library.so", "graphs/idle/kernel.so", "graphs/held/kernel.so", "mine.txt"):
+    built = "kernels/one/library.so", "cann/one/cann/lib64/library.so"
+    for name in (*built, "graphs/idle/kernel.so", "graphs/held/kernel.so", "mine.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("12345")
     with open(tmp_path / "graphs" / "held" / ".lock", "wb") as lock:
@@ -133,8 +169,9 @@ def test_the_cache_of_compiled_things_can_be_cleared(tmp_path, monkeypatch, caps
         assert main(["doctor", "--clear-cache"]) == 1
     printed = capsys.readouterr().out
     assert "held: in use by a running mindmodel" in printed and f"removed {tmp_path / 'kernels'}, 5 B" in printed
+    assert f"removed {tmp_path / 'cann'}, 5 B" in printed
     left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
     assert left == {"graphs/held/kernel.so", "graphs/held/.lock", "mine.txt"}
     assert main(["doctor", "--clear-cache"]) == 0
     assert main(["doctor", "--clear-cache"]) == 0
-    assert "holds no compiled kernels or graphs" in capsys.readouterr().out and (tmp_path / "mine.txt").exists()
+    assert "holds nothing that was built or compiled" in capsys.readouterr().out and (tmp_path / "mine.txt").exists()

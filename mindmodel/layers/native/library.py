@@ -5,36 +5,23 @@ Imports no mindspore.
 
 from __future__ import annotations
 
-import atexit
 import ctypes
-import fcntl
 import hashlib
-import importlib.util
-import json
-import os
 import platform
-import shutil
-import subprocess
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Callable, ContextManager, Iterator, Optional
+from typing import Callable, ContextManager, Optional
 
-from mindmodel.errors import MindModelError
-from mindmodel.files import read_json, sha256_of, write_folder_safely
-from mindmodel.machine import cache_folder, cpp_compiler, cpu_features, usable_cores
+from mindmodel.build_cache import BuildError, find_or_make, run_tool, write_manifest
+from mindmodel.files import sha256_of, write_folder_safely
+from mindmodel.machine import cpp_compiler, cpu_features, package_folder, usable_cores
 
 SOURCES = Path(__file__).parent
-LIBRARY, MANIFEST = "libmindmodel.so", "manifest.json"
+LIBRARY = "libmindmodel.so"
 FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
-BUILD_LIMIT_S = 300
 
 _in_use: Optional[Path] = None
-
-
-class BuildError(MindModelError):
-    """The library cannot be built or loaded on this machine."""
 
 
 def in_use() -> Optional[Path]:
@@ -55,10 +42,10 @@ def use(path: Optional[Path], threads: int = 1) -> None:
 
 def onednn() -> Optional[Path]:
     """MindSpore's own oneDNN, where its matrix product is the faster one: by a twentieth with AVX2."""
-    spec = importlib.util.find_spec("mindspore")
-    if spec is None or not spec.submodule_search_locations or "avx2" not in cpu_features():
+    folder = package_folder("mindspore")
+    if folder is None or "avx2" not in cpu_features():
         return None
-    path = Path(spec.submodule_search_locations[0]) / "lib" / "libdnnl.so.3"
+    path = folder / "lib" / "libdnnl.so.3"
     return path if path.is_file() else None
 
 
@@ -76,24 +63,12 @@ def _linked() -> list[str]:
     return ["-DMINDMODEL_ONEDNN", f"-L{path.parent}", f"-l:{path.name}", f"-Wl,-rpath,{path.parent}"]
 
 
-def _run(command: list[str]) -> str:
-    """Standard output of the compiler."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_LIMIT_S, stdin=subprocess.DEVNULL)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise BuildError(f"{command[0]}: {error}") from error
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
-        raise BuildError(f"{command[0]} failed: {lines[0] if lines else done.returncode}")
-    return done.stdout
-
-
 def _key(compiler: str) -> str:
     """What the library depends on: sources, compiler, flags, instruction sets, oneDNN's place."""
     digest = hashlib.sha256()
     for path in sorted(SOURCES.glob("*.cc")) + sorted(SOURCES.glob("*.h")):
         digest.update(f"{path.name} {sha256_of(path)}\n".encode())
-    described = [_run([compiler, "--version"]), *_command(compiler), *_linked(), *sorted(cpu_features())]
+    described = [run_tool([compiler, "--version"]), *_command(compiler), *_linked(), *sorted(cpu_features())]
     digest.update("\n".join(described).encode())
     return digest.hexdigest()[:16]
 
@@ -110,41 +85,10 @@ def find_or_build(working: Callable[[str], ContextManager] = nullcontext) -> Pat
     compiler = cpp_compiler()
     if compiler is None:
         raise BuildError("no C++ compiler (g++, clang++ or $CXX)")
-    key = _key(compiler)
-    try:
-        folder = cache_folder().absolute() / "kernels"
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        os.chmod(folder, 0o700)
-        with _locked(folder):
-            return _verified(folder / key) or _build(compiler, folder / key, working)
-    except (OSError, RuntimeError):  # a home that is read-only, full, or that nobody knows
-        private = Path(tempfile.mkdtemp(prefix="mindmodel-kernels-"))
-        atexit.register(shutil.rmtree, private, ignore_errors=True)
-        return _build(compiler, private / key, working)
+    return find_or_make("kernels", _key(compiler), lambda folder: _build(compiler, folder, working)) / LIBRARY
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One process builds; the others wait for it."""
-    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _verified(folder: Path) -> Optional[Path]:
-    """The library in a folder of the cache, if it is the one that was written."""
-    path = folder / LIBRARY
-    try:
-        known = read_json(folder / MANIFEST, BuildError)
-    except BuildError:
-        return None
-    return path if path.is_file() and known.get(LIBRARY) == sha256_of(path) else None
-
-
-def _build(compiler: str, folder: Path, working: Callable[[str], ContextManager]) -> Path:
+def _build(compiler: str, folder: Path, working: Callable[[str], ContextManager]) -> None:
     """Compile every source, several at once, and link them."""
     with working("building the CPU kernels, once"), write_folder_safely(folder) as new:
         objects = [new / f"{source.stem}.o" for source in sorted(SOURCES.glob("*.cc"))]
@@ -153,10 +97,8 @@ def _build(compiler: str, folder: Path, working: Callable[[str], ContextManager]
             for path in objects
         ]
         with ThreadPoolExecutor(usable_cores()) as pool:
-            list(pool.map(_run, commands))
-        library = new / LIBRARY
-        _run([*_command(compiler), "-shared", *map(str, objects), *_linked()[1:], "-o", str(library)])
+            list(pool.map(run_tool, commands))
+        run_tool([*_command(compiler), "-shared", *map(str, objects), *_linked()[1:], "-o", str(new / LIBRARY)])
         for path in objects:
             path.unlink()
-        (new / MANIFEST).write_text(json.dumps({LIBRARY: sha256_of(library)}))
-    return folder / LIBRARY
+        write_manifest(new)

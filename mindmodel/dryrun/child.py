@@ -1,0 +1,132 @@
+"""The process that compiles: MindSpore is loaded once, then every rank is compiled in a fork of its own.
+
+A second compile in one process gives wrong graphs, so a fork compiles one rank and ends. Started by compile.py with the
+toolkit's environment; the argument is the folder that holds jobs.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any, Callable
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from mindmodel.dryrun.jobs import GRAPH_NAME, JOBS_NAME, LOG_NAME, RESULT_NAME, SLICES_NAME, Job, read_jobs
+from mindmodel.recipe.schema import Recipe
+
+
+def main(folder: Path) -> None:
+    """Compile all jobs, several at a time; a line `NAME CODE` on standard output as each ends."""
+    import mindspore  # noqa: F401  once, before the forks
+
+    jobs, at_once = read_jobs(folder / JOBS_NAME)
+    running: dict[int, str] = {}
+    waiting = list(jobs)
+    while waiting or running:
+        while waiting and len(running) < at_once:
+            job = waiting.pop(0)
+            running[_forked(lambda job=job: _compile(job, folder / job.name), folder / job.name)] = job.name
+        process, status = os.wait()
+        print(running.pop(process), os.waitstatus_to_exitcode(status), flush=True)
+
+
+def _forked(work: Callable[[], None], folder: Path) -> int:
+    """Start a fork that does the work, its output in the folder's log; gives its process id."""
+    process = os.fork()
+    if process:
+        return process
+    code = 1
+    try:
+        log = os.open(folder / LOG_NAME, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        work()
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
+
+
+def _compile(job: Job, folder: Path) -> None:
+    began = time.monotonic()
+    os.chdir(folder)  # MindSpore writes rank_N/ into the working folder
+    os.environ.update(MS_SIMULATION_LEVEL=str(job.level), RANK_SIZE=str(job.num_ranks), RANK_ID=str(job.rank))
+    import mindspore as ms
+    from mindspore.communication import init
+
+    ms.set_context(mode=ms.GRAPH_MODE, jit_config={"jit_level": "O0"})
+    ms.set_device("Ascend")
+    ms.set_recursion_limit(20000)
+    init()
+    result = _run(job.recipe) if job.level else _graph_and_slices(job.recipe)
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    result["seconds"] = time.monotonic() - began
+    result["cpu_s"] = usage.ru_utime + usage.ru_stime
+    result["host_bytes"] = usage.ru_maxrss * 1024
+    Path(RESULT_NAME).write_text(json.dumps(result))
+
+
+def _inputs(recipe: Recipe) -> list[Any]:
+    """What the step is given: a global batch, and on one device the learning rate."""
+    import mindspore as ms
+
+    shape = recipe.sequences_per_step, recipe.data.seq_len
+    ids = ms.Tensor(np.zeros(shape, np.int32))
+    return [ids, ids, ms.Tensor(0.0, ms.float32)] if _ranks(recipe) == 1 else [ids, ids]
+
+
+def _graph_and_slices(recipe: Recipe) -> dict[str, Any]:
+    """Write the partitioned graph before any kernel is chosen, and this rank's slices of fresh weights."""
+    from mindspore.common.api import _cell_graph_executor
+
+    from mindmodel.models.decoder import initialize
+    from mindmodel.parallel.apply import partitioned
+    from mindmodel.train.build import build
+
+    built = build(recipe)
+    initialize(built.decoder, recipe.model, recipe.train.seed)
+    step = built.step if _ranks(recipe) == 1 else partitioned(built.step, recipe.parallel)
+    key, _ = _cell_graph_executor.compile(step, *_inputs(recipe), phase="train", do_convert=False)
+    Path(GRAPH_NAME).write_bytes(_cell_graph_executor._get_func_graph_proto(step, key, "mind_ir"))
+    parameters = list(built.step.get_parameters())
+    save_file({p.name: np.asarray(p.asnumpy(), order="C") for p in parameters}, SLICES_NAME)
+    layouts = step.parameter_layout_dict or {}
+    return {"layouts": {name: [list(layout[0]), list(layout[1])] for name, layout in layouts.items()}}
+
+
+def _ranks(recipe: Recipe) -> int:
+    from mindmodel.parallel.mesh import mesh_of
+
+    return mesh_of(recipe.parallel).num_devices
+
+
+def _run(recipe: Recipe) -> dict[str, Any]:
+    """Compile with kernels and let MindSpore play one step: the peak of its memory."""
+    import mindspore as ms
+    from mindspore.nn.utils import no_init_parameters
+
+    from mindmodel.parallel.apply import partitioned
+    from mindmodel.train.build import build
+
+    with no_init_parameters():
+        built = build(recipe)
+    step = built.step
+    if _ranks(recipe) > 1:
+        step = partitioned(step, recipe.parallel)
+        step.no_init_parameters_in_compile()
+    for output in step(*_inputs(recipe)):
+        output.asnumpy()
+    return {"peak_bytes": ms.runtime.max_memory_allocated()}
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]).resolve())

@@ -1,0 +1,100 @@
+"""A plan applied to a model's Cells: the only file that calls MindSpore's parallel API."""
+
+from __future__ import annotations
+
+import math
+from typing import Iterator
+
+from mindspore import Parameter, nn
+from mindspore.ops import Primitive
+from mindspore.parallel.auto_parallel import AutoParallel
+from mindspore.parallel.nn import GradAccumulation, Pipeline
+
+from mindmodel.parallel.local import AccumulatingStep, GlobalTotals, OnlyLoss, RankStep
+from mindmodel.parallel.mesh import Axes, Mesh, mesh_of
+from mindmodel.parallel.plan import LayoutRule, Plan, match, match_all, sharded_axes
+from mindmodel.recipe.schema import ParallelSection, TrainSection
+from mindmodel.train.optim import AdamW
+
+
+OPTIMIZER_LEVELS = {"states": "level1", "gradients": "level2", "parameters": "level3"}
+
+
+def operators(network: nn.Cell) -> Iterator[tuple[str, Primitive]]:
+    """Every operator that is an attribute of the network's Cells, with its path."""
+    for path, cell in network.cells_and_names():
+        for name, primitive in cell._primitives.items():
+            if primitive is not None:
+                yield f"{path}.{name}".lstrip("."), primitive
+
+
+def apply_plan(network: nn.Cell, plan: Plan, mesh: Mesh) -> None:
+    """Cut the operators of a network that stands on one device, and say what is computed again and where.
+
+    Args:
+        network: the Cells down from which the plan's paths lead.
+
+    Raises:
+        LayoutError: if an operator has no rule or two, or a rule names nothing.
+    """
+    found = dict(operators(network))
+    for path, rule in match_all(found, plan.layouts, "operator").items():
+        _shard(found[path], rule, mesh)
+    cells = dict(network.cells_and_names())
+    for path, stage in match(cells, plan.stages, "layer"):
+        cells[path].pipeline_stage = stage.stage
+    for path, recompute in match(cells, plan.recompute, "layer"):
+        cells[path].recompute()
+
+
+def _shard(operator: Primitive, rule: LayoutRule, mesh: Mesh) -> None:
+    inputs = tuple(_degrees(axes, mesh) for axes in rule.inputs)
+    outputs = None if rule.outputs is None else tuple(_degrees(axes, mesh) for axes in rule.outputs)
+    operator.shard(inputs, outputs)
+
+
+def _degrees(axes: Axes, mesh: Mesh) -> tuple[int, ...]:
+    return tuple(mesh.degree(axis) for axis in axes)
+
+
+def laid_out_step(
+    network: nn.Cell, optimizer: AdamW, train: TrainSection, parallel: ParallelSection, plan: Plan
+) -> RankStep:
+    """The training step that every rank of a mesh compiles.
+
+    Args:
+        network: for one device, with two outputs; its operators are cut here.
+
+    Raises:
+        LayoutError: as apply_plan.
+    """
+    mesh, sharded = mesh_of(parallel), parallel.shard_optimizer != "none"
+    apply_plan(network, plan, mesh)
+    copies = tuple(_copies(parameter, plan, mesh, sharded) for parameter in optimizer.parameters)
+    totals = GlobalTotals(copies, mesh.stage_size)
+    single = OnlyLoss(network)
+    if parallel.micro_batches == 1 and mesh.pp == 1:
+        return RankStep(single, optimizer, train, totals)
+    single.cell_init_args = "lazy_inline_OnlyLoss"  # the micro-batches share one graph
+    wrap = Pipeline if mesh.pp > 1 else GradAccumulation
+    return AccumulatingStep(wrap(single, parallel.micro_batches), optimizer, train, totals, sharded)
+
+
+def _copies(parameter: Parameter, plan: Plan, mesh: Mesh, sharded: bool) -> int:
+    """How many ranks of a stage hold the same slice of a parameter's gradient."""
+    axes = plan.axes_of(parameter.name)
+    if sharded:
+        axes = sharded_axes(axes, parameter.shape, mesh)
+    return mesh.stage_size // math.prod(mesh.degree(axis) for axis in axes)
+
+
+def partitioned(step: nn.Cell, parallel: ParallelSection) -> AutoParallel:
+    """The step as this process's rank compiles it; every rank is given the whole global batch."""
+    whole = AutoParallel(step, parallel_mode="semi_auto")
+    whole.dataset_strategy("full_batch")
+    if parallel.pp > 1:
+        whole.pipeline(stages=parallel.pp, scheduler="1f1b")
+    if parallel.shard_optimizer != "none":
+        whole.hsdp(threshold=0, optimizer_level=OPTIMIZER_LEVELS[parallel.shard_optimizer])
+    return whole
+

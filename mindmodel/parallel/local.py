@@ -1,0 +1,110 @@
+"""What one rank does beside the operators that the compiler cuts, with collectives of its own."""
+
+from __future__ import annotations
+
+from mindspore import Parameter, Tensor
+from mindspore import dtype as mstype
+from mindspore import nn, ops
+
+from mindmodel.layers.kernels import device_kernels
+from mindmodel.recipe.schema import TrainSection
+from mindmodel.train.optim import AdamW
+from mindmodel.train.step import TrainStep
+
+
+class GlobalTotals(nn.Cell):
+    """Totals over all ranks: slices of gradients that several ranks hold count once.
+
+    Args:
+        copies: for every parameter how many ranks hold the same slice of its gradient.
+        loss_copies: how many ranks hold the cross entropy; on the others it is zero.
+
+    Inputs: cross entropy, this rank's slices of the gradients (tuple).
+    Outputs: cross entropy, sum of all squares of the gradients; the same on all ranks.
+    """
+
+    def __init__(self, copies: tuple[int, ...], loss_copies: int):
+        super().__init__()
+        self.copies, self.loss_copies = copies, loss_copies
+        self.counts = tuple(sorted(set(copies)))
+        self.square_sum = device_kernels().square_sum()
+        self.all_reduce = ops.AllReduce()
+
+    def construct(self, entropy, grads):
+        squares = ops.zeros((), mstype.float32)
+        for count in self.counts:
+            group = ()
+            for i in range(len(grads)):
+                if self.copies[i] == count:
+                    group = group + (grads[i],)
+            squares = squares + self.square_sum(group) / count
+        entropy = ops.depend(entropy, grads)  # else the pipeline's schedule finds no end of the backward pass
+        return self.all_reduce(entropy) / self.loss_copies, self.all_reduce(squares)
+
+
+class OnlyLoss(nn.Cell):
+    """A network's first output: MindSpore's micro-batching adds up a single tensor."""
+
+    def __init__(self, network: nn.Cell):
+        super().__init__(auto_prefix=False)
+        self.network = network
+
+    def construct(self, ids, labels):
+        return self.network(ids, labels)[0]
+
+
+class RankStep(TrainStep):
+    """The step of one rank of a mesh.
+
+    The network has one output: of several MindSpore finds no loss, and the gradients come out dp times too large. No
+    input goes anywhere but into the network: else MindSpore's pipeline does not find it. So `num_labels` and `lr` are
+    parameters, set by `set_scalars` before every step.
+
+    Inputs: ids and labels int32 [sequences, S]. Outputs: as TrainStep's; the loss with its z-loss.
+    """
+
+    def __init__(self, network: nn.Cell, optimizer: AdamW, train: TrainSection, totals: nn.Cell):
+        super().__init__(network, optimizer, train, 1, totals)
+        self.weights = optimizer.parameters
+        self.num_labels = Parameter(Tensor(1.0, mstype.float32), name="num_labels", requires_grad=False)
+        self.lr = Parameter(Tensor(0.0, mstype.float32), name="lr", requires_grad=False)
+        self.grad = ops.GradOperation(get_by_list=True)
+
+    def set_scalars(self, num_labels: int, lr: float) -> None:
+        """Labels of the global batch that count, and the learning rate, for the next step."""
+        self.num_labels.set_data(Tensor(max(num_labels, 1), mstype.float32))
+        self.lr.set_data(Tensor(lr, mstype.float32))
+
+    def construct(self, ids, labels):
+        loss = self.network(ids, labels)
+        grads = self.grad(self.network, self.weights)(ids, labels)
+        return self.update(loss, grads, self.num_labels.value(), self.lr.value())
+
+
+class AccumulatingStep(RankStep):
+    """A step whose micro-batches MindSpore schedules: gradients are summed in place before the ranks exchange them.
+
+    Args:
+        network: MindSpore's wrapper for micro-batches around a network with one output.
+        sharded: whether MindSpore cuts the optimizer's states, so that a rank's gradients are its slices.
+
+    Inputs, outputs: as RankStep's.
+    """
+
+    def __init__(self, network: nn.Cell, optimizer: AdamW, train: TrainSection, totals: nn.Cell, sharded: bool):
+        super().__init__(network, optimizer, train, totals)
+        self.sharded = sharded
+        self.accu_grads = self.weights.clone(prefix="accu_grads", init="zeros")  # MindSpore finds them by this name
+
+    def construct(self, ids, labels):
+        loss = self.network(ids, labels)
+        grads = self.grad(self.network, self.weights)(ids, labels)
+        summed = ops.depend(self.accu_grads, grads)
+        outputs = self.update(
+            loss, grads if self.sharded else summed, self.num_labels.value(), self.lr.value()
+        )
+        # subtracted from themselves: a zero tensor of the graph would be as large again
+        for i in range(len(summed)):
+            total = ops.depend(summed[i], outputs)
+            outputs = ops.depend(outputs, ops.assign_sub(total, total))
+        return outputs

@@ -1,0 +1,149 @@
+"""The plan of the dense decoder: heads, feed-forward width and vocabulary over tp; sequences over dp; tokens over cp.
+
+Paths begin at DecoderLoss: `decoder` and `loss`.
+"""
+
+from __future__ import annotations
+
+from mindmodel.parallel.mesh import Axes, Axis, balanced_stages, mesh_of
+from mindmodel.parallel.plan import LayoutRule, ParameterRule, Plan, RecomputeRule, StageRule
+from mindmodel.recipe.schema import ModelSection, ParallelSection
+
+TOKENS: Axis = ("dp", "cp")
+"""Of the dim [B S] of flattened activations: with cp, a rank and micro-batch has one sequence."""
+
+TP: Axis = "tp"
+LAYER, ATTENTION = "decoder.layers.*", "decoder.layers.*.attention.causal_attention"
+
+
+def decoder_plan(model: ModelSection, parallel: ParallelSection) -> Plan:
+    """The plan for a recipe.
+
+    Args:
+        model: the architecture, all sizes filled in.
+        parallel: the layout, all degrees numbers.
+    """
+    residual: Axis = ("dp", "cp", "tp") if parallel.sequence_parallel else TOKENS
+    layouts = (*_embedding(residual), *_blocks(model, residual), *_head_and_loss(residual))
+    return Plan(
+        layouts=layouts,
+        parameters=_parameters(model),
+        stages=_stages(model, parallel),
+        recompute=_recompute(model, parallel),
+    )
+
+
+def _rule(path: str, *inputs: Axes, out: Axes | None = None) -> LayoutRule:
+    return LayoutRule(path=path, inputs=inputs, outputs=(out,) if out else None)
+
+
+def _norm(path: str, residual: Axis) -> LayoutRule:
+    return _rule(f"{path}.rms_norm", (residual, None), (None,))
+
+
+def _add(path: str, residual: Axis) -> LayoutRule:
+    return _rule(path, (residual, None), (residual, None))
+
+
+def _columns(path: str) -> LayoutRule:
+    """A product whose outputs are cut."""
+    return _rule(path, (TOKENS, None), (TP, None))
+
+
+def _rows(path: str, residual: Axis) -> LayoutRule:
+    """A product whose inputs are cut, so that its result is a sum over tp: whole, or cut by tokens."""
+    return _rule(path, (TOKENS, TP), (None, TP), out=(residual, None))
+
+
+def _embedding(residual: Axis) -> tuple[LayoutRule, ...]:
+    return (_rule("decoder.embedding.embedding.gather", (TP, None), (TOKENS,), out=(residual, None)),)
+
+
+def _blocks(model: ModelSection, residual: Axis) -> tuple[LayoutRule, ...]:
+    heads: Axes = ("dp", "cp", TP, None)  # [B, S, heads, head_size]
+    table: Axes = (None, "cp", None, None)
+    queries: Axes = ("dp", "cp", TP)
+    keys: Axes = ("dp", None, TP)  # every rank of cp sees all keys
+    head_norms = (
+        _rule(f"{LAYER}.attention.q_norm.rms_norm.rms_norm", heads, (None,)),
+        _rule(f"{LAYER}.attention.k_norm.rms_norm.rms_norm", heads, (None,)),
+    )
+    return (
+        _norm(f"{LAYER}.attention_norm.residual_norm", residual),
+        _columns(f"{LAYER}.attention.qkv.linear.matmul"),
+        _rule(f"{ATTENTION}.split", ("dp", "cp", TP, None, None)),
+        *(head_norms if model.qk_norm else ()),
+        _rule(f"{ATTENTION}.q_rope", heads, table, table),
+        _rule(f"{ATTENTION}.k_rope", heads, table, table),
+        _rule(f"{ATTENTION}.flash_attention", queries, keys, keys, (None, None)),
+        _rows(f"{LAYER}.attention.out.linear.matmul", residual),
+        _add(f"{LAYER}.attention_add", residual),
+        _norm(f"{LAYER}.mlp_norm.residual_norm", residual),
+        _columns(f"{LAYER}.mlp.gate_up.linear.matmul"),
+        _rule(f"{LAYER}.mlp.swiglu.swiglu", (TOKENS, TP, None, None)),
+        _rows(f"{LAYER}.mlp.down.linear.matmul", residual),
+        _add(f"{LAYER}.mlp_add", residual),
+    )
+
+
+def _head_and_loss(residual: Axis) -> tuple[LayoutRule, ...]:
+    logits: Axes = (TOKENS, TP)
+    row: Axes = (TOKENS, None)  # one number a token
+    loss = "loss.head_loss"
+    return (
+        _norm("decoder.norm.rms_norm", residual),
+        _columns("decoder.head.linear.matmul"),
+        _columns(f"{loss}.linear.matmul"),
+        *(_rule(f"{loss}.{name}", logits) for name in ("largest", "exp", "denominator", "picked")),
+        _rule(f"{loss}.shift", logits, row),
+        _rule(f"{loss}.one_hot", logits, (), ()),
+        _rule(f"{loss}.pick", logits, logits),
+        *(_rule(f"{loss}.{name}", row) for name in ("log", "total", "total_square")),
+        _rule(f"{loss}.counts", row, ()),
+        *(
+            _rule(f"{loss}.{name}", row, row)
+            for name in ("row_loss", "keep", "log_denominator", "square", "keep_square")
+        ),
+    )
+
+
+def _parameters(model: ModelSection) -> tuple[ParameterRule, ...]:
+    """Names as in a checkpoint."""
+    norms = ["norm", "layers.*.attention_norm", "layers.*.mlp_norm"]
+    if model.qk_norm:
+        norms += ["layers.*.attention.q_norm", "layers.*.attention.k_norm"]
+    columns = ["embedding", "layers.*.attention.qkv", "layers.*.mlp.gate_up"]
+    if not model.tied_embeddings:
+        columns.append("head")
+    return (
+        *(ParameterRule(path=f"{name}.weight", axes=(None,)) for name in norms),
+        *(ParameterRule(path=f"{name}.weight", axes=(TP, None)) for name in columns),
+        *(ParameterRule(path=f"layers.*.{name}.weight", axes=(None, TP)) for name in ("attention.out", "mlp.down")),
+    )
+
+
+def _stages(model: ModelSection, parallel: ParallelSection) -> tuple[StageRule, ...]:
+    mesh = mesh_of(parallel)
+    if mesh.pp == 1:
+        return ()
+    layers = balanced_stages(model.num_layers, mesh.pp, parallel.stages)
+    of_layer = [stage for stage, count in enumerate(layers) for _ in range(count)]
+    return (
+        StageRule(path="decoder.embedding", stage=0),
+        *(StageRule(path=f"decoder.layers.{index}", stage=stage) for index, stage in enumerate(of_layer)),
+        *(StageRule(path=path, stage=mesh.pp - 1) for path in ("decoder.norm", "decoder.head", "loss")),
+    )
+
+
+def _recompute(model: ModelSection, parallel: ParallelSection) -> tuple[RecomputeRule, ...]:
+    """full: whole blocks; selective: what is cheap to compute again."""
+    if parallel.recompute == "none":
+        return ()
+    layers = balanced_stages(model.num_layers, mesh_of(parallel).pp, parallel.stages)
+    begin, chosen = 0, []
+    for count in layers:
+        limit = count if parallel.recompute_layers is None else min(count, parallel.recompute_layers)
+        chosen += range(begin, begin + limit)
+        begin += count
+    within = {"full": ("",), "selective": (".attention.causal_attention", ".mlp.swiglu")}[parallel.recompute]
+    return tuple(RecomputeRule(path=f"decoder.layers.{index}{path}") for index in chosen for path in within)
