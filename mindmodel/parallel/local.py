@@ -26,20 +26,17 @@ class GlobalTotals(nn.Cell):
     def __init__(self, copies: tuple[int, ...], loss_copies: int):
         super().__init__()
         self.copies, self.loss_copies = copies, loss_copies
-        self.counts = tuple(sorted(set(copies)))
         self.square_sum = device_kernels().square_sum()
         self.all_reduce = ops.AllReduce()
 
     def construct(self, entropy, grads):
-        squares = ops.zeros((), mstype.float32)
-        for count in self.counts:
-            group = ()
-            for i in range(len(grads)):
-                if self.copies[i] == count:
-                    group = group + (grads[i],)
-            squares = squares + self.square_sum(group) / count
+        squares = ()
+        for i in range(len(grads)):
+            squares = squares + (self.square_sum((grads[i],)) / self.copies[i],)
+        # of the operands of one AddN the pipeline takes out those of other stages; from a chain of sums it takes all
+        total = self.all_reduce(ops.addn(squares))
         entropy = ops.depend(entropy, grads)  # else the pipeline's schedule finds no end of the backward pass
-        return self.all_reduce(entropy) / self.loss_copies, self.all_reduce(squares)
+        return self.all_reduce(entropy) / self.loss_copies, total
 
 
 class OnlyLoss(nn.Cell):
@@ -100,11 +97,12 @@ class AccumulatingStep(RankStep):
         loss = self.network(ids, labels)
         grads = self.grad(self.network, self.weights)(ids, labels)
         summed = ops.depend(self.accu_grads, grads)
-        outputs = self.update(
+        loss, norm, apply = self.update(
             loss, grads if self.sharded else summed, self.num_labels.value(), self.lr.value()
         )
-        # subtracted from themselves: a zero tensor of the graph would be as large again
+        cleared = ()
         for i in range(len(summed)):
-            total = ops.depend(summed[i], outputs)
-            outputs = ops.depend(outputs, ops.assign_sub(total, total))
-        return outputs
+            total = ops.depend(summed[i], loss)
+            # subtracted from itself: a zero tensor of the graph would be as large again
+            cleared = cleared + (ops.assign_sub(total, total),)
+        return ops.depend(loss, cleared), norm, apply

@@ -91,7 +91,7 @@ class TrainStep(nn.Cell):
         apply = Tensor(True)
         if self.checks_finite:
             apply = ops.logical_and(ops.isfinite(norm), ops.isfinite(loss))
-        return ops.depend((loss, norm, apply), self.optimizer(grads, scale, apply, lr))
+        return ops.depend(loss, self.optimizer(grads, scale, apply, lr)), norm, apply
 
     def construct(self, ids, labels, lr):
         entropy, grads = self.accumulate(ids, labels)
