@@ -6,9 +6,11 @@ toolkit's environment; the argument is the folder that holds jobs.json.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import resource
+import signal
 import sys
 import time
 import traceback
@@ -21,9 +23,12 @@ from safetensors.numpy import save_file
 from mindmodel.dryrun.jobs import GRAPH_NAME, JOBS_NAME, LOG_NAME, RESULT_NAME, SLICES_NAME, Job, read_jobs
 from mindmodel.recipe.schema import Recipe
 
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+
 
 def main(folder: Path) -> None:
     """Compile all jobs, several at a time; a line `NAME CODE` on standard output as each ends."""
+    _end_with_parent()
     import mindspore  # noqa: F401  once, before the forks
 
     jobs, at_once = read_jobs(folder / JOBS_NAME)
@@ -37,6 +42,11 @@ def main(folder: Path) -> None:
         print(running.pop(process), os.waitstatus_to_exitcode(status), flush=True)
 
 
+def _end_with_parent() -> None:
+    """Have the kernel end this process when the one that started it is gone, however that came about."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def _forked(work: Callable[[], None], folder: Path) -> int:
     """Start a fork that does the work, its output in the folder's log; gives its process id."""
     process = os.fork()
@@ -44,6 +54,7 @@ def _forked(work: Callable[[], None], folder: Path) -> int:
         return process
     code = 1
     try:
+        _end_with_parent()
         log = os.open(folder / LOG_NAME, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
         os.dup2(log, 1)
         os.dup2(log, 2)
