@@ -78,7 +78,7 @@ def _compile(job: Job, folder: Path) -> None:
     ms.set_device("Ascend")
     ms.set_recursion_limit(20000)
     init()
-    result = _run(job.recipe) if job.level else _graph_and_slices(job.recipe)
+    result = _run(job.recipe, job.rank) if job.level else _graph_and_slices(job.recipe, job.rank)
     usage = resource.getrusage(resource.RUSAGE_SELF)
     result["seconds"] = time.monotonic() - began
     result["cpu_s"] = usage.ru_utime + usage.ru_stime
@@ -95,7 +95,7 @@ def _inputs(recipe: Recipe) -> list[Any]:
     return [ids, ids, ms.Tensor(0.0, ms.float32)] if _ranks(recipe) == 1 else [ids, ids]
 
 
-def _graph_and_slices(recipe: Recipe) -> dict[str, Any]:
+def _graph_and_slices(recipe: Recipe, rank: int) -> dict[str, Any]:
     """Write the partitioned graph before any kernel is chosen, and this rank's slices of fresh weights."""
     from mindspore.common.api import _cell_graph_executor
 
@@ -103,7 +103,7 @@ def _graph_and_slices(recipe: Recipe) -> dict[str, Any]:
     from mindmodel.parallel.apply import partitioned
     from mindmodel.train.build import build
 
-    built = build(recipe)
+    built = build(recipe, rank)
     initialize(built.decoder, recipe.model, recipe.train.seed)
     step = built.step if _ranks(recipe) == 1 else partitioned(built.step, recipe.parallel)
     key, _ = _cell_graph_executor.compile(step, *_inputs(recipe), phase="train", do_convert=False)
@@ -120,7 +120,7 @@ def _ranks(recipe: Recipe) -> int:
     return mesh_of(recipe.parallel).num_devices
 
 
-def _run(recipe: Recipe) -> dict[str, Any]:
+def _run(recipe: Recipe, rank: int) -> dict[str, Any]:
     """Compile with kernels and let MindSpore play one step: the peak of its memory."""
     import mindspore as ms
     from mindspore.nn.utils import no_init_parameters
@@ -129,7 +129,7 @@ def _run(recipe: Recipe) -> dict[str, Any]:
     from mindmodel.train.build import build
 
     with no_init_parameters():
-        built = build(recipe)
+        built = build(recipe, rank)
     step = built.step
     if _ranks(recipe) > 1:
         step = partitioned(step, recipe.parallel)

@@ -55,7 +55,7 @@ def group_of(primitive: Primitive, num_ranks: int) -> tuple[int, ...]:
         ValueError: if the primitive does not say, or names a rank that is not there.
     """
     attributes = primitive.attributes
-    group = attributes.get("group_rank_ids") or attributes.get("rank_list")
+    group = attributes.get("group_rank_ids")
     if group is None and attributes.get("group") == WORLD_GROUP:
         group = tuple(range(num_ranks))
     if not group or len(set(group)) != len(group) or not set(group) <= set(range(num_ranks)):

@@ -16,7 +16,7 @@ from mindmodel.dryrun.compile import Compiled, compiled
 from mindmodel.dryrun.interpret import CollectiveCall, Interpreter
 from mindmodel.dryrun.jobs import Job
 from mindmodel.errors import LayoutError
-from mindmodel.parallel.mesh import Axes, Mesh, local_slice, mesh_of
+from mindmodel.parallel.mesh import Axes, Mesh, local_slice, mesh_of, stage_of
 from mindmodel.parallel.plan import Plan, sharded_axes
 from mindmodel.parallel.plans.decoder import decoder_plan
 from mindmodel.recipe.schema import Recipe
@@ -159,7 +159,7 @@ def compare(recipe: Recipe, one: Execution, many: Execution, before: Mapping[str
         recipe: of the layout.
         before: the whole weights at the start.
     """
-    mesh = mesh_of(recipe.parallel)
+    mesh, plan = mesh_of(recipe.parallel), decoder_plan(recipe.model, recipe.parallel)
     axes = axes_by_name(recipe, {name: array.shape for name, array in before.items()})
     found: list[tuple[str, float]] = []
     loss, norm = _apart(one.losses, many.losses), _apart(one.norms, many.norms)
@@ -169,7 +169,7 @@ def compare(recipe: Recipe, one: Execution, many: Execution, before: Mapping[str
         ("gradient of", one.moments[0], many.moments), ("weight", one.weights[0], many.weights),
     ):
         for name, start in before.items():
-            whole, apart = _joined(name, start.shape, axes[name], mesh, ranks)
+            whole, apart = _joined(name, start.shape, axes[name], mesh, plan.stage_of(name), ranks)
             wanted = single_rank[name]
             scale = np.abs(wanted).max() if kind == "gradient of" else np.abs(wanted - start).max()
             difference = float(np.abs(whole - wanted).max() / (scale or 1.0))
@@ -193,12 +193,12 @@ def _apart(one: Sequence[Sequence[float]], many: Sequence[Sequence[float]]) -> f
 
 
 def _joined(
-    name: str, shape: tuple[int, ...], axes: Axes, mesh: Mesh, ranks: Sequence[Mapping[str, np.ndarray]]
+    name: str, shape: tuple[int, ...], axes: Axes, mesh: Mesh, stage: int, ranks: Sequence[Mapping[str, np.ndarray]]
 ) -> tuple[np.ndarray, float]:
-    """The whole tensor from all ranks' slices, NaN where none has it; and the largest difference between copies."""
+    """The whole tensor from the slices of a stage, NaN where none has it; and the largest difference between copies."""
     whole, apart = np.full(shape, np.nan), 0.0
     for rank, arrays in enumerate(ranks):
-        if name not in arrays:
+        if name not in arrays or stage_of(rank, mesh) != stage:
             continue
         place = local_slice(shape, axes, mesh, rank)
         if whole[place].shape != arrays[name].shape:

@@ -11,7 +11,7 @@ from mindspore.parallel.auto_parallel import AutoParallel
 from mindspore.parallel.nn import GradAccumulation, Pipeline
 
 from mindmodel.parallel.local import AccumulatingStep, GlobalTotals, OnlyLoss, RankStep
-from mindmodel.parallel.mesh import Axes, Mesh, mesh_of
+from mindmodel.parallel.mesh import Axes, Mesh, mesh_of, stage_of
 from mindmodel.parallel.plan import LayoutRule, Plan, match, match_all, sharded_axes
 from mindmodel.recipe.schema import ParallelSection, TrainSection
 from mindmodel.train.optim import AdamW
@@ -43,6 +43,7 @@ def apply_plan(network: nn.Cell, plan: Plan, mesh: Mesh) -> None:
     cells = dict(network.cells_and_names())
     for path, stage in match(cells, plan.stages, "layer"):
         cells[path].pipeline_stage = stage.stage
+        cells[path].pipeline_segment = stage.chunk
     for path, recompute in match(cells, plan.recompute, "layer"):
         cells[path].recompute()
 
@@ -58,9 +59,9 @@ def _degrees(axes: Axes, mesh: Mesh) -> tuple[int, ...]:
 
 
 def laid_out_step(
-    network: nn.Cell, optimizer: AdamW, train: TrainSection, parallel: ParallelSection, plan: Plan
+    network: nn.Cell, optimizer: AdamW, train: TrainSection, parallel: ParallelSection, plan: Plan, rank: int
 ) -> RankStep:
-    """The training step that every rank of a mesh compiles.
+    """The training step that a rank of a mesh compiles.
 
     Args:
         network: for one device, with two outputs; its operators are cut here.
@@ -70,8 +71,8 @@ def laid_out_step(
     """
     mesh, sharded = mesh_of(parallel), parallel.shard_optimizer != "none"
     apply_plan(network, plan, mesh)
-    copies = tuple(_copies(parameter, plan, mesh, sharded) for parameter in optimizer.parameters)
-    totals = GlobalTotals(copies, mesh.stage_size)
+    shares = tuple(_share(parameter, plan, mesh, rank, sharded) for parameter in optimizer.parameters)
+    totals = GlobalTotals(shares, mesh.stage_size)
     single = OnlyLoss(network)
     if parallel.micro_batches == 1 and mesh.pp == 1:
         return RankStep(single, optimizer, train, totals)
@@ -80,12 +81,14 @@ def laid_out_step(
     return AccumulatingStep(wrap(single, parallel.micro_batches), optimizer, train, totals, sharded)
 
 
-def _copies(parameter: Parameter, plan: Plan, mesh: Mesh, sharded: bool) -> int:
-    """How many ranks of a stage hold the same slice of a parameter's gradient."""
+def _share(parameter: Parameter, plan: Plan, mesh: Mesh, rank: int, sharded: bool) -> float:
+    """What a rank's slice of a parameter's gradient counts in a sum over all ranks."""
+    if plan.stage_of(parameter.name) != stage_of(rank, mesh):
+        return 0.0
     axes = plan.axes_of(parameter.name)
     if sharded:
         axes = sharded_axes(axes, parameter.shape, mesh)
-    return mesh.stage_size // math.prod(mesh.degree(axis) for axis in axes)
+    return math.prod(mesh.degree(axis) for axis in axes) / mesh.stage_size
 
 
 def partitioned(step: nn.Cell, parallel: ParallelSection) -> AutoParallel:
@@ -93,7 +96,7 @@ def partitioned(step: nn.Cell, parallel: ParallelSection) -> AutoParallel:
     whole = AutoParallel(step, parallel_mode="semi_auto")
     whole.dataset_strategy("full_batch")
     if parallel.pp > 1:
-        whole.pipeline(stages=parallel.pp, scheduler="1f1b")
+        whole.pipeline(stages=parallel.pp, interleave=parallel.interleave > 1, scheduler="1f1b")
     if parallel.shard_optimizer != "none":
         whole.hsdp(threshold=0, optimizer_level=OPTIMIZER_LEVELS[parallel.shard_optimizer])
     return whole

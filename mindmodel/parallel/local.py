@@ -16,23 +16,24 @@ class GlobalTotals(nn.Cell):
     """Totals over all ranks: slices of gradients that several ranks hold count once.
 
     Args:
-        copies: for every parameter how many ranks hold the same slice of its gradient.
+        shares: for every parameter what this rank's slice of its gradient counts: one over the number of ranks that
+            hold it.
         loss_copies: how many ranks hold the cross entropy; on the others it is zero.
 
     Inputs: cross entropy, this rank's slices of the gradients (tuple).
     Outputs: cross entropy, sum of all squares of the gradients; the same on all ranks.
     """
 
-    def __init__(self, copies: tuple[int, ...], loss_copies: int):
+    def __init__(self, shares: tuple[float, ...], loss_copies: int):
         super().__init__()
-        self.copies, self.loss_copies = copies, loss_copies
+        self.shares, self.loss_copies = shares, loss_copies
         self.square_sum = device_kernels().square_sum()
         self.all_reduce = ops.AllReduce()
 
     def construct(self, entropy, grads):
         squares = ()
         for i in range(len(grads)):
-            squares = squares + (self.square_sum((grads[i],)) / self.copies[i],)
+            squares = squares + (self.square_sum((grads[i],)) * self.shares[i],)
         # of the operands of one AddN the pipeline takes out those of other stages; from a chain of sums it takes all
         total = self.all_reduce(ops.addn(squares))
         entropy = ops.depend(entropy, grads)  # else the pipeline's schedule finds no end of the backward pass

@@ -35,10 +35,11 @@ class ParameterRule:
 
 @dataclass(frozen=True, kw_only=True)
 class StageRule:
-    """The pipeline stage that a Cell belongs to."""
+    """The pipeline stage that a Cell belongs to, and which of the stage's chunks where stages interleave."""
 
     path: str
     stage: int
+    chunk: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,16 @@ class Plan:
             LayoutError: if no rule, or more than one, names it.
         """
         return match_all([parameter], self.parameters, "parameter", every_rule=False)[parameter].axes
+
+    def stage_of(self, parameter: str) -> int:
+        """The pipeline stage that holds a parameter; of one that two stages use (a tied embedding) the one that updates it.
+
+        MindSpore sends it to the other stage before a step and its gradient back; the copy there is out of date.
+        """
+        for rule in self.stages:
+            if f"decoder.{parameter}".startswith(f"{rule.path}."):
+                return rule.stage
+        return 0
 
 
 Rule = TypeVar("Rule", LayoutRule, ParameterRule, StageRule, RecomputeRule)

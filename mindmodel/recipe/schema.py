@@ -95,6 +95,7 @@ class ParallelSection:
     )
     recompute_layers: Optional[int] = key("only the first N layers of a stage; default all", None, minimum=0)
     stages: Optional[tuple[int, ...]] = key("layers of each pipeline stage; default balanced", None, minimum=1)
+    interleave: int = key("chunks of each pipeline stage, which take turns; fills the pipeline sooner", 1, minimum=1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,11 +24,12 @@ class Built:
     step: nn.Cell
 
 
-def build(recipe: Recipe) -> Built:
+def build(recipe: Recipe, rank: int = 0) -> Built:
     """The training step of a recipe, its weights zero; laid out over the mesh where that has several devices.
 
     Args:
         recipe: with `model.vocab_size` and all degrees filled in.
+        rank: of this process in the mesh.
 
     Raises:
         LayoutError: if the plan and the model do not fit.
@@ -38,7 +39,7 @@ def build(recipe: Recipe) -> Built:
     optimizer = AdamW(decoder.trainable_params(), recipe.optim, train.check_finite != "none")
     network = DecoderLoss(decoder, model.vocab_size, train.z_loss)
     if mesh_of(parallel).num_devices > 1:
-        step = laid_out_step(network, optimizer, train, parallel, decoder_plan(model, parallel))
+        step = laid_out_step(network, optimizer, train, parallel, decoder_plan(model, parallel), rank)
     else:
         step = TrainStep(network, optimizer, train, parallel.micro_batches)
     return Built(decoder=decoder, optimizer=optimizer, step=step.set_train())

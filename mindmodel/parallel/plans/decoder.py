@@ -126,24 +126,32 @@ def _stages(model: ModelSection, parallel: ParallelSection) -> tuple[StageRule, 
     mesh = mesh_of(parallel)
     if mesh.pp == 1:
         return ()
-    layers = balanced_stages(model.num_layers, mesh.pp, parallel.stages)
-    of_layer = [stage for stage, count in enumerate(layers) for _ in range(count)]
+    last = parallel.interleave - 1
+    layers = enumerate(layer_places(model.num_layers, parallel))
     return (
         StageRule(path="decoder.embedding", stage=0),
-        *(StageRule(path=f"decoder.layers.{index}", stage=stage) for index, stage in enumerate(of_layer)),
-        *(StageRule(path=path, stage=mesh.pp - 1) for path in ("decoder.norm", "decoder.head", "loss")),
+        *(StageRule(path=f"decoder.layers.{index}", stage=stage, chunk=chunk) for index, (stage, chunk) in layers),
+        *(StageRule(path=path, stage=mesh.pp - 1, chunk=last) for path in ("decoder.norm", "decoder.head", "loss")),
     )
 
 
+def layer_places(num_layers: int, parallel: ParallelSection) -> list[tuple[int, int]]:
+    """(stage, chunk) of every layer: the chunks of all stages follow one another, each as the stages do."""
+    pp, chunks = mesh_of(parallel).pp, parallel.interleave
+    if chunks == 1:
+        counts: tuple[int, ...] = balanced_stages(num_layers, pp, parallel.stages)
+    else:
+        counts = (num_layers // (pp * chunks),) * (pp * chunks)
+    return [(part % pp, part // pp) for part, count in enumerate(counts) for _ in range(count)]
+
+
 def _recompute(model: ModelSection, parallel: ParallelSection) -> tuple[RecomputeRule, ...]:
-    """full: whole blocks; selective: what is cheap to compute again."""
+    """full: whole blocks; selective: what is cheap to compute again. The first layers of a stage, where limited."""
     if parallel.recompute == "none":
         return ()
-    layers = balanced_stages(model.num_layers, mesh_of(parallel).pp, parallel.stages)
-    begin, chosen = 0, []
-    for count in layers:
-        limit = count if parallel.recompute_layers is None else min(count, parallel.recompute_layers)
-        chosen += range(begin, begin + limit)
-        begin += count
+    places = layer_places(model.num_layers, parallel)
+    stages = [stage for stage, _ in places]
+    limit = model.num_layers if parallel.recompute_layers is None else parallel.recompute_layers
+    chosen = [index for index, stage in enumerate(stages) if stages[:index].count(stage) < limit]
     within = {"full": ("",), "selective": (".attention.causal_attention", ".mlp.swiglu")}[parallel.recompute]
     return tuple(RecomputeRule(path=f"decoder.layers.{index}{path}") for index in chosen for path in within)
