@@ -90,6 +90,7 @@ OF_TWO = [
     forward("BitwiseAnd", INTS, OTHER_INTS, expected=elements(lambda x, y: x & y, INTS, OTHER_INTS, dtype=np.int32)),
     forward("Div", X, Y, expected=elements(lambda x, y: x / y, X, Y)),
     forward("DivNoNan", np.array([1.0, 3.0]), np.array([0.0, 2.0]), expected=np.array([0.0, 1.5])),
+    forward("Divs", X, 2, expected=elements(lambda x: x / 2, X)),
     forward("Equal", INTS, OTHER_INTS, expected=elements(lambda x, y: x == y, INTS, OTHER_INTS, dtype=bool)),
     forward("FloorDiv", INTS, OTHER_INTS, expected=elements(lambda x, y: x // y, INTS, OTHER_INTS, dtype=np.int32)),
     forward("FloorMod", INTS, OTHER_INTS, expected=elements(lambda x, y: x % y, INTS, OTHER_INTS, dtype=np.int32)),
@@ -128,9 +129,11 @@ OF_NUMBERS = [
     forward("TensorToScalar", np.array(2.5), expected=2.5),
 ]
 
+LARGEST_AT = np.array([max(range(4), key=row.item) for row in X], np.int32)
+
 REDUCTIONS = [
     forward("AddN", (X, Y, X), expected=2 * X + Y),
-    forward("ArgMaxWithValue", X, 1, False, expected=(np.array([max(range(4), key=row.item) for row in X], np.int32), np.array([max(row) for row in X]))),
+    forward("ArgMaxWithValue", X, 1, False, expected=(LARGEST_AT, np.array([max(row) for row in X]))),
     forward("BatchMatMul", CUBE, CUBE, False, True, expected=np.einsum("bij,bkj->bik", CUBE, CUBE)),
     forward("BatchMatMulExt", CUBE, CUBE.swapaxes(1, 2), expected=np.einsum("bij,bkj->bik", CUBE, CUBE)),
     forward("MatMul", X, Y, True, False, expected=np.einsum("ki,kj->ij", X, Y)),
@@ -140,10 +143,15 @@ REDUCTIONS = [
     forward("ReduceMean", CUBE, (0, 2), expected=np.einsum("ijk->j", CUBE) / 8),
     forward("ReduceSum", CUBE, (0, 2), False, False, expected=np.einsum("ijk->j", CUBE)),
     forward("ReduceSum", X, (), expected=np.array(math.fsum(X.ravel()))),
-    forward("Softmax", X, (-1,), expected=np.array([[math.exp(x) / sum(map(math.exp, row)) for x in row] for row in X])),
+    forward("Softmax", X, (-1,), expected=np.array([[math.exp(x) / sum(map(math.exp, r)) for x in r] for r in X])),
     forward("SumExt", X, 1, True, None, expected=np.array([[sum(row)] for row in X])),
     forward("SumExt", INTS, None, False, None, expected=np.array(4, np.int32)),
 ]
+
+AT_3_0_2 = np.array([[0, 0, 0, 1], [1, 0, 0, 0], [0, 0, 1, 0]], bool)
+FOUR_ROWS = CUBE[0].T
+FOUR_SEGMENTS = np.array([FOUR_ROWS[1], FOUR_ROWS[3], FOUR_ROWS[0] + FOUR_ROWS[2], [0, 0, 0]])
+TWO_SEGMENTS = np.array([CUBE[0, 0], CUBE[0, 2] + CUBE[1, 0] + CUBE[1, 1]])
 
 SHAPES = [
     forward("BroadcastTo", X[:1], (3, 4), expected=np.array([X[0]] * 3)),
@@ -155,7 +163,7 @@ SHAPES = [
     forward("Gather", X, np.array([[2, 0]], np.int32), 0, 0, expected=np.array([[X[2], X[0]]])),
     forward("Gather", X, np.array([3], np.int32), 1, 0, expected=X[:, 3:]),
     forward("GatherD", X, 1, np.array([[3], [0], [2]]), expected=np.array([[X[0, 3]], [X[1, 0]], [X[2, 2]]])),
-    forward("InplaceScatterSrc", X, 1, np.array([[3], [0], [2]]), Y, expected=np.where(np.eye(4, dtype=bool)[[3, 0, 2]], Y[:, :1], X)),
+    forward("InplaceScatterSrc", X, 1, np.array([[3], [0], [2]]), Y, expected=np.where(AT_3_0_2, Y[:, :1], X)),
     forward("OneHot", ROWS[:2], 3, np.array(5.0), np.array(-1.0), -1, expected=np.array([[-1.0, -1, 5], [5, -1, -1]])),
     forward("OneHot", ROWS[:2], 3, np.array(1.0), np.array(0.0), 0, expected=np.array([[0.0, 1], [0, 0], [1, 0]])),
     forward("Ones", (2,), 43, expected=np.array([1.0, 1.0])),
@@ -174,8 +182,8 @@ SHAPES = [
     forward("TensorShape", CUBE, expected=np.array([2, 3, 4])),
     forward("Tile", X, (2, 1), expected=np.array([*X, *X])),
     forward("Transpose", CUBE, (2, 0, 1), expected=np.einsum("ijk->kij", CUBE)),
-    forward("UnsortedSegmentSum", CUBE[0].T, ROWS, 4, expected=np.array([CUBE[0].T[1], CUBE[0].T[3], CUBE[0].T[0] + CUBE[0].T[2], [0, 0, 0]])),
-    forward("UnsortedSegmentSum", CUBE, np.array([[0, -1, 1], [1, 1, -5]]), 2, expected=np.array([CUBE[0, 0], CUBE[0, 2] + CUBE[1, 0] + CUBE[1, 1]])),
+    forward("UnsortedSegmentSum", FOUR_ROWS, ROWS, 4, expected=FOUR_SEGMENTS),
+    forward("UnsortedSegmentSum", CUBE, np.array([[0, -1, 1], [1, 1, -5]]), 2, expected=TWO_SEGMENTS),
     forward("View", X, (12,), expected=X.ravel()),
     forward("Zeros", (2,), 43, expected=np.array([0.0, 0.0])),
 ]

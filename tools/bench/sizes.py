@@ -133,6 +133,7 @@ def recipe_of(size: Size, threads: int, dtype: str = "float32", cpu_kernels: Opt
         "name": f"bench-{size.name}",
         "model": {name: value for name, value in vars(size.model).items() if value is not None},
         "data": {"source": "stdlib", "seq_len": size.seq_len},
+        "parallel": {"dp": 1},
         "train": {"steps": 1, "tokens_per_step": size.num_tokens, "compute_dtype": dtype, "seed": SEED},
         "optim": {"peak_lr": PEAK_LR, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.1},
         "runtime": runtime,
