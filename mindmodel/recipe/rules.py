@@ -1,7 +1,7 @@
 """Rules across sections, one small function each, and the degrees of the device mesh.
 
-A rule yields a Fault for each thing that cannot be; the text says what would work. Degrees that are `auto` are not
-known yet: rules pass over them, and `resolve_degrees` applies the rules again when they are.
+A rule yields a Fault for each thing that cannot be; the text says what would work. Those about the mesh are in
+layout_rules.py; `resolve_degrees` applies them again when no degree is `auto` any more.
 """
 
 from __future__ import annotations
@@ -12,30 +12,9 @@ import math
 from typing import Any, Callable, Iterable, Iterator, Optional
 
 from mindmodel.errors import LayoutError
+from mindmodel.recipe.layout_rules import DEGREES, LAYOUT_RULES, divisors, known, multiples_near
 from mindmodel.recipe.schema import Recipe
 from mindmodel.recipe.values import Fault, join_or
-
-DEGREES = ("pp", "dp", "cp", "tp")
-"""Axes of the mesh, outermost first."""
-
-MAX_DEGREE = 1 << 16
-
-
-def _known(degree: object) -> int:
-    """A degree, or 1 while it is auto."""
-    return degree if isinstance(degree, int) else 1
-
-
-def _divisors(number: int) -> list[int]:
-    """Divisors, up to the largest degree that anyone can mean."""
-    return [candidate for candidate in range(1, min(number, MAX_DEGREE) + 1) if number % candidate == 0]
-
-
-def _multiples_near(number: int, step: int) -> str:
-    """The multiples of step below and above a number."""
-    below = number // step * step
-    return join_or([value for value in (below, below + step) if value])
-
 
 def data_has_one_origin(recipe: Recipe) -> Iterator[Fault]:
     data = recipe.data
@@ -47,7 +26,7 @@ def data_has_one_origin(recipe: Recipe) -> Iterator[Fault]:
         yield Fault("data.source", "is empty. Use stdlib, a file, a folder, a glob, or a list of them.")
 
 
-def family_is_known(recipe: Recipe) -> Iterator[Fault]:
+def family_isknown(recipe: Recipe) -> Iterator[Fault]:
     from mindmodel.models.family import family_names
 
     if recipe.model.family not in family_names():
@@ -81,7 +60,7 @@ def heads_fit(recipe: Recipe) -> Iterator[Fault]:
     model = recipe.model
     if model.num_kv_heads is not None and model.num_heads % model.num_kv_heads:
         text = f"'num_kv_heads={model.num_kv_heads}' does not divide 'num_heads={model.num_heads}'."
-        yield Fault("model.num_kv_heads", f"{text} Use {join_or(_divisors(model.num_heads))}.")
+        yield Fault("model.num_kv_heads", f"{text} Use {join_or(divisors(model.num_heads))}.")
     if model.head_size is None:
         text = f"'num_heads={model.num_heads}' does not divide 'hidden_size={model.hidden_size}'. "
         yield Fault("model.head_size", f"{text}Use another of the two, or give model.head_size.")
@@ -101,17 +80,7 @@ def batch_is_whole_sequences(recipe: Recipe) -> Iterator[Fault]:
     tokens, seq_len = recipe.train.tokens_per_step, recipe.data.seq_len
     if tokens % seq_len:
         text = f"'tokens_per_step={tokens}' is not a multiple of 'seq_len={seq_len}'."
-        yield Fault("train.tokens_per_step", f"{text} Use {_multiples_near(tokens, seq_len)}.")
-
-
-def batch_can_be_shared(recipe: Recipe) -> Iterator[Fault]:
-    parallel, tokens, seq_len = recipe.parallel, recipe.train.tokens_per_step, recipe.data.seq_len
-    share = _known(parallel.dp) * parallel.micro_batches
-    if tokens % seq_len == 0 and recipe.sequences_per_step % share:
-        sequences = f"'tokens_per_step={tokens}' is {recipe.sequences_per_step} sequences of {seq_len}"
-        parts = f"'dp={parallel.dp}' times 'micro_batches={parallel.micro_batches}'"
-        near = _multiples_near(tokens, share * seq_len)
-        yield Fault("train.tokens_per_step", f"{sequences}, which {parts} cannot share evenly. Use {near}.")
+        yield Fault("train.tokens_per_step", f"{text} Use {multiples_near(tokens, seq_len)}.")
 
 
 def one_degree_is_auto(recipe: Recipe) -> Iterator[Fault]:
@@ -119,57 +88,6 @@ def one_degree_is_auto(recipe: Recipe) -> Iterator[Fault]:
     if len(autos) > 1:
         given = " and ".join(f"'{name}'" for name in autos)
         yield Fault(f"parallel.{autos[-1]}", f"{given} are auto (dp is by default). Use a number for all but one.")
-
-
-def tp_divides_the_model(recipe: Recipe) -> Iterator[Fault]:
-    model, tp = recipe.model, _known(recipe.parallel.tp)
-    sizes = {
-        "num_heads": model.num_heads,
-        "num_kv_heads": model.num_kv_heads or model.num_heads,
-        "ffn_blocks": model.ffn_blocks,
-        "vocab_size": model.vocab_size or tp,
-    }
-    uneven = [f"'{name}={size}'" for name, size in sizes.items() if size % tp]
-    if uneven:
-        model_sizes = [size for name, size in sizes.items() if name != "vocab_size" or model.vocab_size]
-        works = join_or(_divisors(math.gcd(*model_sizes)))
-        yield Fault("parallel.tp", f"'tp={tp}' does not divide {join_or(uneven)}. Use {works}.")
-
-
-def sequence_parallel_has_tp(recipe: Recipe) -> Iterator[Fault]:
-    parallel = recipe.parallel
-    if parallel.sequence_parallel and parallel.tp == 1:
-        text = "splits over the tp ranks, and 'tp=1'. Use false, or tp of 2 or more."
-        yield Fault("parallel.sequence_parallel", text)
-
-
-def cp_divides_the_sequence(recipe: Recipe) -> Iterator[Fault]:
-    cp, seq_len = _known(recipe.parallel.cp), recipe.data.seq_len
-    if seq_len % cp:
-        works = [divisor for divisor in _divisors(seq_len) if divisor <= 2 * cp]
-        yield Fault("parallel.cp", f"'cp={cp}' does not divide 'seq_len={seq_len}'. Use {join_or(works)}.")
-
-
-def stages_hold_all_layers(recipe: Recipe) -> Iterator[Fault]:
-    layers, pp, stages = recipe.model.num_layers, _known(recipe.parallel.pp), recipe.parallel.stages
-    if pp > layers:
-        text = f"'pp={pp}' leaves stages without a layer: 'num_layers={layers}'. Use {layers} or less."
-        yield Fault("parallel.pp", text)
-    if stages is None:
-        return
-    if recipe.parallel.pp != "auto" and len(stages) != pp:
-        text = f"names {len(stages)} stages, and 'pp={pp}'. Use {pp} numbers, or pp={len(stages)}."
-        yield Fault("parallel.stages", text)
-    if sum(stages) != layers:
-        text = f"adds up to {sum(stages)} layers, and 'num_layers={layers}'"
-        yield Fault("parallel.stages", f"{text}. Use numbers that add up to {layers}, or leave it out.")
-
-
-def pipeline_is_filled(recipe: Recipe) -> Iterator[Fault]:
-    pp, micro = _known(recipe.parallel.pp), recipe.parallel.micro_batches
-    if micro < pp:
-        text = f"'micro_batches={micro}' leaves stages of 'pp={pp}' idle all the time"
-        yield Fault("parallel.micro_batches", f"{text}. Use {pp} or more.")
 
 
 def recompute_layers_has_recompute(recipe: Recipe) -> Iterator[Fault]:
@@ -200,16 +118,6 @@ def kept_checkpoints_are_written(recipe: Recipe) -> Iterator[Fault]:
 
 
 Rule = Callable[[Recipe], Iterable[Fault]]
-
-LAYOUT_RULES: tuple[Rule, ...] = (
-    batch_can_be_shared,
-    tp_divides_the_model,
-    sequence_parallel_has_tp,
-    cp_divides_the_sequence,
-    stages_hold_all_layers,
-    pipeline_is_filled,
-)
-"""Rules that a degree can break."""
 
 RULES: tuple[Rule, ...] = (
     family_is_known,
@@ -257,7 +165,7 @@ def with_degrees(recipe: Recipe, **degrees: int) -> Recipe:
 def _layouts_that_work(recipe: Recipe, num_devices: int) -> list[str]:
     """Up to four layouts of all devices that break no rule, those that change fewest degrees first."""
     found = []
-    for pp, cp, tp in itertools.product(_divisors(num_devices), repeat=3):
+    for pp, cp, tp in itertools.product(divisors(num_devices), repeat=3):
         if num_devices % (pp * cp * tp) == 0:
             degrees = {"pp": pp, "dp": num_devices // (pp * cp * tp), "cp": cp, "tp": tp}
             if not faults_of(with_degrees(recipe, **degrees), LAYOUT_RULES):
@@ -269,7 +177,7 @@ def _layouts_that_work(recipe: Recipe, num_devices: int) -> list[str]:
 def _filled(recipe: Recipe, num_devices: int) -> Optional[Recipe]:
     """The recipe with the auto degree filled in; None when the product cannot be the number of devices."""
     degrees = {name: getattr(recipe.parallel, name) for name in DEGREES}
-    product = math.prod(_known(degree) for degree in degrees.values())
+    product = math.prod(known(degree) for degree in degrees.values())
     free = {name: num_devices // product for name, degree in degrees.items() if degree == "auto"}
     if num_devices % product or (not free and product != num_devices):
         return None

@@ -96,6 +96,10 @@ class ParallelSection:
     recompute_layers: Optional[int] = key("only the first N layers of a stage; default all", None, minimum=0)
     stages: Optional[tuple[int, ...]] = key("layers of each pipeline stage; default balanced", None, minimum=1)
     interleave: int = key("chunks of each pipeline stage, which take turns; fills the pipeline sooner", 1, minimum=1)
+    cp_method: Literal["gather"] = key("how cp ranks see all keys: gather, by an all-gather; it is the only way", "gather")
+    reduce_dtype: Literal["float32", "compute"] = key(
+        "of gradients that ranks sum; compute: train.compute_dtype", "float32"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +162,7 @@ class RuntimeSection:
     )
     compile_cache: bool = key("keep compiled graphs, so that the next start of the same recipe is quicker", True)
     deterministic: bool = key("only kernels that give the same bits every time", False)
+    devices_per_node: int = key("devices that share a machine and its fast links", 8, minimum=1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,7 @@
-"""Shared by the tests of dry runs: the stand-in for CANN, and a small package that looks like MindSpore's."""
+"""Shared by the tests of dry runs: the stand-in for CANN, a small package that looks like MindSpore's, and layouts.
+
+A test with a parameter `layout` has that layout compiled: all that the session needs in one go.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,60 @@ import subprocess
 
 import pytest
 
+from mindmodel.dryrun.compile import compiled
+from mindmodel.dryrun.jobs import Job
+from mindmodel.dryrun.prove import MOMENT, batches_of, execute, execute_graphs, reference
 from mindmodel.dryrun.stubs import PLUGIN
 from mindmodel.machine import cpp_compiler
+from mindmodel.parallel.mesh import mesh_of
+from mindmodel.recipe.load import recipe_from_dict
+
+SEQ_LEN, VOCAB_SIZE, SEQUENCES = 16, 64, 8
+
+
+def recipe_of(*, layers=2, hidden_size=32, ffn_size=64, family="llama", tied=False, sequences=SEQUENCES, train=(), **parallel):
+    """A small recipe; the keywords that are not named here are those of `parallel`."""
+    sizes = {"hidden_size": hidden_size, "num_layers": layers, "ffn_size": ffn_size, "vocab_size": VOCAB_SIZE}
+    heads = {"num_heads": 8, "num_kv_heads": 4, "head_size": 8}
+    sections = {
+        "name": "layout",
+        "model": {"family": family, "tied_embeddings": tied, **sizes, **heads},
+        "data": {"source": "stdlib", "seq_len": SEQ_LEN, "tokenizer": "tokenizer.json"},
+        "parallel": {"dp": 1, **parallel},
+        "train": {"steps": 3, "tokens_per_step": sequences * SEQ_LEN, "clip_norm": 0.5, **dict(train)},
+    }
+    return recipe_from_dict(sections, "tests")
+
+
+UNCLIPPED = {"clip_norm": 0.0}  # a wrong scale of all gradients stays to be seen
+BFLOAT16 = {"compute_dtype": "bfloat16"}
+FOUR = {"dp": 2, "tp": 2}
+SEQUENCE = {"tp": 2, "sequence_parallel": True}
+
+LAYOUTS = {
+    "dp4": recipe_of(dp=4),
+    "tp4": recipe_of(tp=4),
+    "dp2 tp2": recipe_of(**FOUR),
+    "dp2 tp2 sequence_parallel": recipe_of(**SEQUENCE, dp=2),
+    "cp2": recipe_of(cp=2, sequences=1),
+    "dp2 cp2": recipe_of(dp=2, cp=2, sequences=2),
+    "cp2 tp2 sequence_parallel": recipe_of(**SEQUENCE, cp=2, sequences=1),
+    "pp2": recipe_of(pp=2, micro_batches=4, train=UNCLIPPED),
+    "pp2 uneven": recipe_of(layers=3, pp=2, stages=[1, 2], micro_batches=2),
+    "pp2 tied": recipe_of(family="qwen3", tied=True, pp=2, micro_batches=2),
+    "pp2 interleaved": recipe_of(layers=4, pp=2, interleave=2, micro_batches=4),
+    "pp4": recipe_of(layers=4, pp=4, micro_batches=4),
+    "dp4 states": recipe_of(dp=4, shard_optimizer="states", train=UNCLIPPED),
+    "dp2 gradients": recipe_of(dp=2, shard_optimizer="gradients", micro_batches=2),
+    "dp4 parameters": recipe_of(dp=4, shard_optimizer="parameters"),
+    "dp2 tp2 recompute": recipe_of(**FOUR, recompute="full"),
+    "dp2 tp2 recompute selective": recipe_of(**FOUR, recompute="selective"),
+    "dp2 tp2 tied qk_norm": recipe_of(**FOUR, family="qwen3", tied=True),
+    "dp2 accumulated": recipe_of(dp=2, micro_batches=2, train=UNCLIPPED),
+    "everything": recipe_of(
+        **SEQUENCE, dp=2, pp=2, shard_optimizer="states", recompute="full", micro_batches=4
+    ),
+}
 
 CODE = r"""
 #include <stdio.h>

@@ -1,0 +1,171 @@
+"""Rules that a degree of the device mesh, or what is cut over it, can break.
+
+A rule yields a Fault for each thing that cannot be; the text says what would work. Degrees that are `auto` are not
+known yet: rules pass over them, and rules.resolve_degrees applies them again when they are.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Iterator, Optional
+
+from mindmodel.recipe.schema import Recipe
+from mindmodel.recipe.values import Fault, join_or
+
+DEGREES = ("pp", "dp", "cp", "tp")
+"""Axes of the mesh, outermost first."""
+
+MAX_DEGREE = 1 << 16
+
+
+def known(degree: object) -> int:
+    """A degree, or 1 while it is auto."""
+    return degree if isinstance(degree, int) else 1
+
+
+def divisors(number: int) -> list[int]:
+    """Divisors, up to the largest degree that anyone can mean."""
+    return [candidate for candidate in range(1, min(number, MAX_DEGREE) + 1) if number % candidate == 0]
+
+
+def multiples_near(number: int, step: int) -> str:
+    """The multiples of step below and above a number."""
+    below = number // step * step
+    return join_or([value for value in (below, below + step) if value])
+
+
+def sequences_at_once(recipe: Recipe) -> Optional[int]:
+    """Sequences of a rank and micro-batch; None where dp is not known, or cannot share them."""
+    dp, (sequences, rest) = recipe.parallel.dp, divmod(recipe.train.tokens_per_step, recipe.data.seq_len)
+    if dp == "auto" or rest or sequences % (dp * recipe.parallel.micro_batches):
+        return None
+    return sequences // (dp * recipe.parallel.micro_batches)
+
+
+def batch_can_be_shared(recipe: Recipe) -> Iterator[Fault]:
+    parallel, tokens, seq_len = recipe.parallel, recipe.train.tokens_per_step, recipe.data.seq_len
+    share = known(parallel.dp) * parallel.micro_batches
+    if tokens % seq_len == 0 and recipe.sequences_per_step % share:
+        sequences = f"'tokens_per_step={tokens}' is {recipe.sequences_per_step} sequences of {seq_len}"
+        parts = f"'dp={parallel.dp}' times 'micro_batches={parallel.micro_batches}'"
+        near = multiples_near(tokens, share * seq_len)
+        yield Fault("train.tokens_per_step", f"{sequences}, which {parts} cannot share evenly. Use {near}.")
+
+
+def tp_divides_the_model(recipe: Recipe) -> Iterator[Fault]:
+    model, tp = recipe.model, known(recipe.parallel.tp)
+    sizes = {
+        "num_heads": model.num_heads,
+        "num_kv_heads": model.num_kv_heads or model.num_heads,
+        "ffn_blocks": model.ffn_blocks,
+        "vocab_size": model.vocab_size or tp,
+    }
+    uneven = [f"'{name}={size}'" for name, size in sizes.items() if size % tp]
+    if uneven:
+        model_sizes = [size for name, size in sizes.items() if name != "vocab_size" or model.vocab_size]
+        works = join_or(divisors(math.gcd(*model_sizes)))
+        yield Fault("parallel.tp", f"'tp={tp}' does not divide {join_or(uneven)}. Use {works}.")
+
+
+def sequence_parallel_has_tp(recipe: Recipe) -> Iterator[Fault]:
+    parallel = recipe.parallel
+    if parallel.sequence_parallel and parallel.tp == 1:
+        text = "splits over the tp ranks, and 'tp=1'. Use false, or tp of 2 or more."
+        yield Fault("parallel.sequence_parallel", text)
+
+
+def sequence_parallel_divides_the_tokens(recipe: Recipe) -> Iterator[Fault]:
+    sequences, tp, cp = sequences_at_once(recipe), known(recipe.parallel.tp), known(recipe.parallel.cp)
+    if not recipe.parallel.sequence_parallel or sequences is None:
+        return
+    tokens = sequences * recipe.data.seq_len // cp
+    if tokens % tp:
+        held = f"'tp={tp}' does not divide the {tokens} tokens of a rank and micro-batch"
+        works = join_or([degree for degree in divisors(tokens) if 1 < degree <= 2 * tp]) if tokens % 2 == 0 else ""
+        tps = f", or tp of {works}" if works else ""
+        yield Fault("parallel.sequence_parallel", f"{held}. Use false{tps}.")
+
+
+def cp_divides_the_sequence(recipe: Recipe) -> Iterator[Fault]:
+    cp, seq_len = known(recipe.parallel.cp), recipe.data.seq_len
+    if seq_len % cp:
+        works = [divisor for divisor in divisors(seq_len) if divisor <= 2 * cp]
+        yield Fault("parallel.cp", f"'cp={cp}' does not divide 'seq_len={seq_len}'. Use {join_or(works)}.")
+
+
+def cp_cuts_one_sequence_at_a_time(recipe: Recipe) -> Iterator[Fault]:
+    """Sequences lie one behind another in the dim that dp and cp cut: of several, cp would cut between them."""
+    parallel, sequences = recipe.parallel, sequences_at_once(recipe)
+    if known(parallel.cp) == 1 or sequences in (None, 1):
+        return
+    shared = f"'cp={parallel.cp}' cuts one sequence at a time, and a rank's micro-batch has {sequences}"
+    tokens = recipe.train.tokens_per_step // sequences
+    works = f"micro_batches={parallel.micro_batches * sequences}, or train.tokens_per_step={tokens}"
+    yield Fault("parallel.micro_batches", f"{shared}. Use {works}.")
+
+
+def stages_hold_all_layers(recipe: Recipe) -> Iterator[Fault]:
+    layers, pp, stages = recipe.model.num_layers, known(recipe.parallel.pp), recipe.parallel.stages
+    if pp > layers:
+        text = f"'pp={pp}' leaves stages without a layer: 'num_layers={layers}'. Use {layers} or less."
+        yield Fault("parallel.pp", text)
+    if stages is None:
+        return
+    if recipe.parallel.pp != "auto" and len(stages) != pp:
+        text = f"names {len(stages)} stages, and 'pp={pp}'. Use {pp} numbers, or pp={len(stages)}."
+        yield Fault("parallel.stages", text)
+    if sum(stages) != layers:
+        text = f"adds up to {sum(stages)} layers, and 'num_layers={layers}'"
+        yield Fault("parallel.stages", f"{text}. Use numbers that add up to {layers}, or leave it out.")
+
+
+def pipeline_is_filled(recipe: Recipe) -> Iterator[Fault]:
+    pp, micro = known(recipe.parallel.pp), recipe.parallel.micro_batches
+    if micro < pp:
+        text = f"'micro_batches={micro}' leaves stages of 'pp={pp}' idle all the time"
+        yield Fault("parallel.micro_batches", f"{text}. Use {pp} or more.")
+
+
+def interleaved_chunks_are_equal(recipe: Recipe) -> Iterator[Fault]:
+    layers, chunks, pp = recipe.model.num_layers, recipe.parallel.interleave, recipe.parallel.pp
+    if chunks == 1:
+        return
+    if pp == 1:
+        text = f"'interleave={chunks}' cuts pipeline stages, and 'pp=1'. Use 1, or pp of 2 or more."
+        yield Fault("parallel.interleave", text)
+    elif layers % (known(pp) * chunks):
+        text = f"'pp={pp}' times 'interleave={chunks}' does not divide 'num_layers={layers}'"
+        works = join_or(divisors(layers // known(pp))) if layers % known(pp) == 0 else f"1, or a pp that divides {layers}"
+        yield Fault("parallel.interleave", f"{text}. Use {works}.")
+    if recipe.parallel.stages is not None:
+        text = f"'interleave={chunks}' has chunks of equal size. Leave stages out, or use interleave=1."
+        yield Fault("parallel.stages", text)
+
+
+def sharded_optimizer_has_ranks(recipe: Recipe) -> Iterator[Fault]:
+    parallel = recipe.parallel
+    if parallel.shard_optimizer != "none" and (parallel.dp, parallel.cp) == (1, 1):
+        text = f"'{parallel.shard_optimizer}' would change nothing: it splits over dp * cp ranks, and that is one"
+        yield Fault("parallel.shard_optimizer", f"{text}. Use none, or dp of 2 or more.")
+
+
+def gradients_are_reduced_in_float32(recipe: Recipe) -> Iterator[Fault]:
+    if recipe.parallel.reduce_dtype == "compute" and recipe.train.compute_dtype != "float32":
+        dtype = recipe.train.compute_dtype
+        text = f"'compute' would sum gradients in {dtype}, which the training step cannot do. Use float32."
+        yield Fault("parallel.reduce_dtype", text)
+
+
+LAYOUT_RULES = (
+    batch_can_be_shared,
+    tp_divides_the_model,
+    sequence_parallel_has_tp,
+    sequence_parallel_divides_the_tokens,
+    cp_divides_the_sequence,
+    cp_cuts_one_sequence_at_a_time,
+    stages_hold_all_layers,
+    pipeline_is_filled,
+    interleaved_chunks_are_equal,
+    sharded_optimizer_has_ranks,
+    gradients_are_reduced_in_float32,
+)
