@@ -26,7 +26,7 @@ def data_has_one_origin(recipe: Recipe) -> Iterator[Fault]:
         yield Fault("data.source", "is empty. Use stdlib, a file, a folder, a glob, or a list of them.")
 
 
-def family_isknown(recipe: Recipe) -> Iterator[Fault]:
+def family_is_known(recipe: Recipe) -> Iterator[Fault]:
     from mindmodel.models.family import family_names
 
     if recipe.model.family not in family_names():
