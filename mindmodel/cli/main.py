@@ -13,6 +13,7 @@ from mindmodel.errors import MindModelError, TrainingError
 
 VERBS = {
     "train": "train a model from a recipe; continues when its run folder holds a run",
+    "dryrun": "compile a layout for N simulated Ascend devices: memory, collectives, kernels, proof",
     "recipe": "show a recipe resolved, with its parameters, tokens, memory and disk",
     "generate": "sample text from a run",
     "eval": "loss and perplexity of a run on held-out tokens or a text",

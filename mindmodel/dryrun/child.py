@@ -6,6 +6,7 @@ toolkit's environment; the argument is the folder that holds jobs.json.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import json
 import os
@@ -64,13 +65,14 @@ def _forked(work: Callable[[], None], folder: Path) -> int:
         traceback.print_exc()
         sys.stderr.flush()
     finally:
+        atexit._run_exitfuncs()  # MindSpore writes its reports
         os._exit(code)
 
 
 def _compile(job: Job, folder: Path) -> None:
     began = time.monotonic()
     os.chdir(folder)  # MindSpore writes rank_N/ into the working folder
-    os.environ.update(MS_SIMULATION_LEVEL=str(job.level), RANK_SIZE=str(job.num_ranks), RANK_ID=str(job.rank))
+    os.environ.update(RANK_SIZE=str(job.num_ranks), RANK_ID=str(job.rank))
     import mindspore as ms
     from mindspore.communication import init
 

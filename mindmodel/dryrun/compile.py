@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Iterator, Mapping, Optional, Sequence
+from typing import Any, Callable, Container, Iterator, Mapping, Optional, Sequence
 
 import numpy as np
-
 from safetensors.numpy import load_file
+
 from mindmodel.dryrun import standin
 from mindmodel.dryrun.graph import Graph
 from mindmodel.dryrun.jobs import GRAPH_NAME, JOBS_NAME, LOG_NAME, RESULT_NAME, SLICES_NAME, Job, write_jobs
 from mindmodel.dryrun.mindir import load_graph
 from mindmodel.dryrun.translate import reason
 from mindmodel.errors import LayoutError
+from mindmodel.parallel.plans.decoder import decoder_plan
+
+
+FOLDER_PREFIX = "mindmodel-dryrun-"
+"""Of temporary folders; the process id follows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,50 +59,91 @@ def compiled(
     """Compile jobs, several at a time; the files are there until the block ends.
 
     Args:
+        jobs: all of one level.
         progress: called with the number of jobs done and the name of the last.
 
     Raises:
         LayoutError: if the compiler refuses a rank: which, why, and the operator.
         BuildError: if there is neither CANN nor a stand-in.
     """
-    environment = {**os.environ, **_environment(), **standin.toolkit()}
-    with tempfile.TemporaryDirectory(prefix="mindmodel-dryrun-") as name:
+    environment = {**os.environ, **_environment(jobs[0].level), **standin.toolkit()}
+    _remove_left_folders(Path(tempfile.gettempdir()))
+    with tempfile.TemporaryDirectory(prefix=f"{FOLDER_PREFIX}{os.getpid()}-") as name:
         folder = Path(name)
         for job in jobs:
             (folder / job.name).mkdir()
         write_jobs(folder / JOBS_NAME, jobs, at_once)
-        _run_child(folder, environment, progress)
-        yield {job.name: _result(job, folder / job.name) for job in jobs}
+        codes = _run_child(folder, {job.name for job in jobs}, environment, progress)
+        yield {job.name: _result(job, folder / job.name, codes[job.name]) for job in jobs}
 
 
-def _environment() -> dict[str, str]:
-    """Errors of the compiler are logged: its exceptions do not give reasons."""
-    return {"GLOG_v": "3", "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "python", "OMP_NUM_THREADS": "1"}
+def _remove_left_folders(parent: Path) -> None:
+    """Remove the folders of this user's processes that were killed, and could not do so themselves."""
+    for folder in parent.glob(f"{FOLDER_PREFIX}*-*"):
+        process = folder.name.removeprefix(FOLDER_PREFIX).partition("-")[0]
+        if process.isdigit() and folder.lstat().st_uid == os.getuid() and not Path("/proc", process).exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-def _run_child(folder: Path, environment: Mapping[str, str], progress: Optional[Callable[[int, str], None]]) -> None:
-    """Start the child, follow its lines, and end it and its forks whatever happens."""
+def _environment(level: int) -> dict[str, str]:
+    """What MindSpore reads while it is loaded, before the forks.
+
+    Errors of the compiler are logged: its exceptions do not give reasons. For the report of a step also the kernels that
+    are chosen, and a record of memory.
+    """
+    common = {
+        "GLOG_v": "3",
+        "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "python",
+        "OMP_NUM_THREADS": "1",
+        "MS_SIMULATION_LEVEL": str(level),
+    }
+    report = {"MS_SUBMODULE_LOG_v": "{DEVICE:1}", "MS_ALLOC_CONF": "memory_tracker:True"}
+    return {**common, **report} if level else common
+
+
+def _run_child(
+    folder: Path, jobs: Container[str], environment: Mapping[str, str], progress: Optional[Callable[[int, str], None]]
+) -> dict[str, int]:
+    """Start the child, follow its lines, and end it and its forks whatever happens; gives the code of each job."""
     command = [sys.executable, "-m", "mindmodel.dryrun.child", str(folder)]
     with open(folder / LOG_NAME, "wb") as log:
         child = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=log, env=dict(environment), text=True, start_new_session=True
         )
     assert child.stdout is not None
+    codes: dict[str, int] = {}
     try:
-        for done, line in enumerate(child.stdout, 1):
+        for line in child.stdout:
+            name, _, code = line.rstrip().rpartition(" ")
+            if name not in jobs:
+                continue  # MindSpore's own words
+            codes[name] = int(code)
             if progress is not None:
-                progress(done, line.split()[0])
+                progress(len(codes), name)
         if child.wait() != 0:
-            last = (folder / LOG_NAME).read_text(errors="replace").strip().splitlines()[-1:]
-            raise LayoutError(f"the process that compiles ended with code {child.returncode}: {' '.join(last)}")
+            raise LayoutError(_of_code(child.returncode, "the process that compiles", folder / LOG_NAME))
     finally:
         if child.poll() is None:
-            os.killpg(child.pid, 9)
+            os.killpg(child.pid, signal.SIGKILL)
             child.wait()
         child.stdout.close()
+    return codes
 
 
-def _result(job: Job, folder: Path) -> Compiled:
-    if not (folder / RESULT_NAME).is_file():
-        raise LayoutError(f"rank {job.rank} of {job.num_ranks} does not compile: {reason(folder / LOG_NAME)}")
+def _result(job: Job, folder: Path, code: int) -> Compiled:
+    if code < 0:
+        raise LayoutError(_of_code(code, f"rank {job.rank} of {job.num_ranks}: its compilation", folder / LOG_NAME))
+    if code > 0:
+        plan = decoder_plan(job.recipe.model, job.recipe.parallel)
+        raise LayoutError(f"rank {job.rank} of {job.num_ranks} does not compile: {reason(folder / LOG_NAME, plan)}")
     return Compiled(job=job, folder=folder, result=json.loads((folder / RESULT_NAME).read_text()))
+
+
+def _of_code(code: int, what: str, log: Path) -> str:
+    """What a process died of."""
+    if code == -signal.SIGKILL:
+        return f"{what} was killed, most likely because this machine's memory ran out. Free memory, or use --jobs 1."
+    if code < 0:
+        return f"{what} was ended by signal {-code} ({signal.Signals(-code).name}): {reason(log)}"
+    last = log.read_text(errors="replace").strip().splitlines()[-1:]
+    return f"{what} ended with code {code}: {' '.join(last)}"

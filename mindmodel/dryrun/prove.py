@@ -172,8 +172,7 @@ def compare(recipe: Recipe, one: Execution, many: Execution, before: Mapping[str
             whole, apart = _joined(name, start.shape, axes[name], mesh, plan.stage_of(name), ranks)
             wanted = single_rank[name]
             scale = np.abs(wanted).max() if kind == "gradient of" else np.abs(wanted - start).max()
-            difference = float(np.abs(whole - wanted).max() / (scale or 1.0))
-            difference = difference if np.isfinite(difference) else np.inf
+            difference = _finite(float(np.abs(whole - wanted).max() / (scale or 1.0)))
             copies, worst[kind] = max(copies, apart / (scale or 1.0)), max(worst[kind], difference)
             found.append((f"{kind} {name}", difference))
     found += [("loss", loss), ("gradient norm", norm)]
@@ -189,14 +188,19 @@ def compare(recipe: Recipe, one: Execution, many: Execution, before: Mapping[str
 
 def _apart(one: Sequence[Sequence[float]], many: Sequence[Sequence[float]]) -> float:
     """Largest relative difference of a number of each step, which every rank must have."""
-    return max(abs(rank - step[0]) / abs(step[0]) for step, ranks in zip(one, many) for rank in ranks)
+    return max(_finite(abs(rank - step[0]) / abs(step[0])) for step, ranks in zip(one, many) for rank in ranks)
+
+
+def _finite(difference: float) -> float:
+    """What is not a number is as far away as can be, where a comparison would pass over it."""
+    return difference if np.isfinite(difference) else np.inf
 
 
 def _joined(
     name: str, shape: tuple[int, ...], axes: Axes, mesh: Mesh, stage: int, ranks: Sequence[Mapping[str, np.ndarray]]
 ) -> tuple[np.ndarray, float]:
     """The whole tensor from the slices of a stage, NaN where none has it; and the largest difference between copies."""
-    whole, apart = np.full(shape, np.nan), 0.0
+    whole, seen, apart = np.full(shape, np.nan), np.zeros(shape, np.bool_), 0.0
     for rank, arrays in enumerate(ranks):
         if name not in arrays or stage_of(rank, mesh) != stage:
             continue
@@ -205,10 +209,9 @@ def _joined(
             raise LayoutError(
                 f"{name}: rank {rank} holds {list(arrays[name].shape)}, and by the plan {list(whole[place].shape)}."
             )
-        seen = ~np.isnan(whole[place])
-        if seen.any():
-            apart = max(apart, float(np.abs(whole[place] - arrays[name])[seen].max()))
-        whole[place] = arrays[name]
+        if seen[place].any():
+            apart = max(apart, _finite(float(np.abs(whole[place] - arrays[name])[seen[place]].max())))
+        whole[place], seen[place] = arrays[name], True
     return whole, apart
 
 

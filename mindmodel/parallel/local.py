@@ -33,7 +33,10 @@ class GlobalTotals(nn.Cell):
     def construct(self, entropy, grads):
         squares = ()
         for i in range(len(grads)):
-            squares = squares + (self.square_sum((grads[i],)) * self.shares[i],)
+            square = self.square_sum((grads[i],))
+            if self.shares[i] != 1.0:
+                square = square * self.shares[i]
+            squares = squares + (square,)
         # of the operands of one AddN the pipeline takes out those of other stages; from a chain of sums it takes all
         total = self.all_reduce(ops.addn(squares))
         entropy = ops.depend(entropy, grads)  # else the pipeline's schedule finds no end of the backward pass

@@ -81,9 +81,7 @@ def sequence_parallel_divides_the_tokens(recipe: Recipe) -> Iterator[Fault]:
     tokens = sequences * recipe.data.seq_len // cp
     if tokens % tp:
         held = f"'tp={tp}' does not divide the {tokens} tokens of a rank and micro-batch"
-        works = join_or([degree for degree in divisors(tokens) if 1 < degree <= 2 * tp]) if tokens % 2 == 0 else ""
-        tps = f", or tp of {works}" if works else ""
-        yield Fault("parallel.sequence_parallel", f"{held}. Use false{tps}.")
+        yield Fault("parallel.sequence_parallel", f"{held}. Use false, or a data.seq_len that {tp * cp} divides.")
 
 
 def cp_divides_the_sequence(recipe: Recipe) -> Iterator[Fault]:
@@ -135,7 +133,8 @@ def interleaved_chunks_are_equal(recipe: Recipe) -> Iterator[Fault]:
         yield Fault("parallel.interleave", text)
     elif layers % (known(pp) * chunks):
         text = f"'pp={pp}' times 'interleave={chunks}' does not divide 'num_layers={layers}'"
-        works = join_or(divisors(layers // known(pp))) if layers % known(pp) == 0 else f"1, or a pp that divides {layers}"
+        even = layers % known(pp) == 0
+        works = join_or(divisors(layers // known(pp))) if even else f"1, or a pp that divides {layers}"
         yield Fault("parallel.interleave", f"{text}. Use {works}.")
     if recipe.parallel.stages is not None:
         text = f"'interleave={chunks}' has chunks of equal size. Leave stages out, or use interleave=1."

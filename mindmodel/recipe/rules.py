@@ -16,6 +16,7 @@ from mindmodel.recipe.layout_rules import DEGREES, LAYOUT_RULES, divisors, known
 from mindmodel.recipe.schema import Recipe
 from mindmodel.recipe.values import Fault, join_or
 
+
 def data_has_one_origin(recipe: Recipe) -> Iterator[Fault]:
     data = recipe.data
     if data.source is not None and data.path is not None:

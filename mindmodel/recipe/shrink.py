@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import AbstractSet, Any, Callable
+from typing import AbstractSet, Any, Callable, Iterator, Optional
 
+from mindmodel.errors import LayoutError
 from mindmodel.recipe.dump import describe, differences
+from mindmodel.recipe.layout_rules import DEGREES, divisors
 from mindmodel.recipe.schema import Recipe
 
 MAX_STEPS = 20
@@ -48,8 +50,13 @@ def single(recipe: Recipe, keep: AbstractSet[str] = frozenset()) -> tuple[Recipe
     Returns:
         The recipe, and one line `key: old -> new` for each change.
     """
-    keys = {f"parallel.{degree}": 1 for degree in ("dp", "tp", "pp", "cp")}
-    whole = {"parallel.stages": None, "parallel.sequence_parallel": False, "parallel.shard_optimizer": "none"}
+    keys = {f"parallel.{degree}": 1 for degree in DEGREES}
+    whole = {
+        "parallel.stages": None,
+        "parallel.interleave": 1,
+        "parallel.sequence_parallel": False,
+        "parallel.shard_optimizer": "none",
+    }
     alone = _apply(_replace(recipe, keys | whole), _for_any_device(recipe), keep)
     return alone, describe(differences(recipe, alone))
 
@@ -87,9 +94,10 @@ def _widths(old: Recipe, new: Recipe) -> Keys:
 
 
 def _layers(old: Recipe, new: Recipe) -> Keys:
-    """Two layers a stage; uneven stages stay uneven, in the same order of size."""
+    """Two layers a stage, or one in each of its chunks; uneven stages stay uneven, in the same order of size."""
     layers, stages, pp = old.model.num_layers, old.parallel.stages, _degree(old, "pp")
-    keys: Keys = {"model.num_layers": min(layers, LAYERS_PER_STAGE * pp + layers % pp)}
+    few = max(LAYERS_PER_STAGE, old.parallel.interleave) * pp + layers % pp
+    keys: Keys = {"model.num_layers": min(layers, few)}
     if stages is not None:
         rank = {size: place for place, size in enumerate(sorted(set(stages)))}
         small = tuple(min(size, LAYERS_PER_STAGE + rank[size]) for size in stages)
@@ -118,15 +126,26 @@ def _vocabulary(old: Recipe, new: Recipe) -> Keys:
 
 
 def _seq_len(old: Recipe, new: Recipe) -> Keys:
-    cp = _degree(old, "cp")
-    return {"data.seq_len": min(old.data.seq_len, cp * max(2, MAX_SEQ_LEN // cp))}
+    """Pieces of equal size for cp, and of them for tp where it splits tokens."""
+    cp, tp = _degree(old, "cp"), _degree(old, "tp") if old.parallel.sequence_parallel else 1
+    piece = _multiple(max(2, MAX_SEQ_LEN // cp), tp)
+    return {"data.seq_len": min(old.data.seq_len, cp * piece)}
+
+
+def _few_micro_batches(recipe: Recipe, pp: int) -> int:
+    """At most twice the stages: a pipeline still fills, runs and drains."""
+    return min(recipe.parallel.micro_batches, 2 * pp)
 
 
 def _batch(old: Recipe, new: Recipe) -> Keys:
-    """As many micro-batches as before, of at most four sequences."""
-    share = _degree(old, "dp") * old.parallel.micro_batches
-    sequences = share * min(MAX_SEQUENCES, max(1, old.sequences_per_step // share))
-    return {"train.tokens_per_step": sequences * new.data.seq_len}
+    """Few micro-batches, of at most four sequences; of one where cp cuts it."""
+    dp, micro_batches = _degree(old, "dp"), _few_micro_batches(old, _degree(old, "pp"))
+    most = MAX_SEQUENCES if _degree(old, "cp") == 1 else 1
+    held = min(most, max(1, old.sequences_per_step // (dp * old.parallel.micro_batches)))
+    return {
+        "parallel.micro_batches": micro_batches,
+        "train.tokens_per_step": dp * micro_batches * held * new.data.seq_len,
+    }
 
 
 def _rope(old: Recipe, new: Recipe) -> Keys:
@@ -185,8 +204,8 @@ PARTS: tuple[Callable[[Recipe, Recipe], Keys], ...] = (
 def shrink(recipe: Recipe, keep: AbstractSet[str] = frozenset()) -> tuple[Recipe, tuple[str, ...]]:
     """The recipe's structure in sizes that compile and train in seconds on a laptop.
 
-    Degrees, stages, micro-batches, grouping of heads, proportions of widths, tying, QK-norm, rotary scaling,
-    recompute, optimizer and schedule stay. Heads, widths, layers, vocabulary, data, sequence, batch and steps shrink.
+    Degrees, stages, grouping of heads, proportions of widths, tying, QK-norm, rotary scaling, recompute, optimizer and
+    schedule stay. Heads, widths, layers, vocabulary, data, sequence, batch, micro-batches and steps shrink.
     The run gets a name and a folder of its own and fresh weights. An `auto` degree counts as 1: fill it in first
     (rules.resolve_degrees) to keep it.
 
@@ -204,3 +223,66 @@ def shrink(recipe: Recipe, keep: AbstractSet[str] = frozenset()) -> tuple[Recipe
         small = _apply(small, part(recipe, small), keep)
     small = dataclasses.replace(small, name=f"{recipe.name}_small")
     return small, (f"name: {recipe.name} -> {small.name}", *describe(differences(recipe, small)))
+
+
+def _fewer(degrees: dict[str, int]) -> Optional[str]:
+    """The degree to reduce next: the largest that stays above 1, dp before its equals; None if there is none."""
+    order = sorted(degrees, key=lambda name: (-degrees[name], name != "dp"))
+    return next((name for name in order if len(divisors(degrees[name])) > 2), None)
+
+
+def _fewer_stages(recipe: Recipe, pp: int) -> Keys:
+    """The first stages, of different sizes where they were; without a list, layers that still do not divide."""
+    layers, stages = recipe.model.num_layers, recipe.parallel.stages
+    if stages is None:
+        evened = layers % _degree(recipe, "pp") and layers % pp == 0
+        return {"model.num_layers": layers - 1 if evened and layers > pp else layers}
+    few = list(stages[:pp])
+    few[-1] = next((size for size in stages if len(set(few)) == 1 and size != few[0]), few[-1])
+    return {"model.num_layers": sum(few), "parallel.stages": tuple(few)}
+
+
+def _with_fewer(recipe: Recipe, degrees: dict[str, int]) -> Iterator[tuple[str, Any]]:
+    """Keys of a recipe with smaller degrees."""
+    pp = degrees["pp"]
+    micro_batches = _few_micro_batches(recipe, pp)
+    share = _degree(recipe, "dp") * recipe.parallel.micro_batches
+    sequences = recipe.sequences_per_step // share * degrees["dp"] * micro_batches
+    yield from ((f"parallel.{name}", degree) for name, degree in degrees.items())
+    yield "parallel.micro_batches", micro_batches
+    yield "train.tokens_per_step", sequences * recipe.data.seq_len
+    if pp != recipe.parallel.pp:
+        yield from _fewer_stages(recipe, pp).items()
+
+
+def fewer_devices(recipe: Recipe, most: int) -> tuple[Recipe, tuple[str, ...]]:
+    """The recipe's layout on fewer devices: every degree above 1 stays above 1 and divides what it was.
+
+    The largest degree is reduced first, dp before its equals. Sequences of a rank and micro-batch, and unevenness of
+    stages, stay; micro-batches become at most twice the stages.
+
+    Args:
+        recipe: a checked recipe whose degrees are all numbers.
+        most: devices, at least 1.
+
+    Returns:
+        The recipe, unchanged where it needs no more, and one line `key: old -> new` for each change.
+
+    Raises:
+        LayoutError: if so few devices cannot keep every axis.
+    """
+    degrees = {name: _degree(recipe, name) for name in DEGREES}
+    if math.prod(degrees.values()) <= most:
+        return recipe, ()
+    while math.prod(degrees.values()) > most:
+        name = _fewer(degrees)
+        if name is None:
+            given = " * ".join(f"{name}={degree}" for name, degree in degrees.items())
+            needed = math.prod(degrees.values())
+            raise LayoutError(
+                f"recipe '{recipe.name}', parallel: {given} = {needed} devices are the fewest that keep every "
+                f"axis, and {most} are allowed. Use an axis less, or degrees that are powers of 2."
+            )
+        degrees[name] = divisors(degrees[name])[-2]
+    small = _replace(recipe, dict(_with_fewer(recipe, degrees)))
+    return small, describe(differences(recipe, small))

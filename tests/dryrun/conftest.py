@@ -5,22 +5,28 @@ A test with a parameter `layout` has that layout compiled: all that the session 
 
 from __future__ import annotations
 
+import itertools
 import subprocess
+from functools import cached_property
 
 import pytest
 
 from mindmodel.dryrun.compile import compiled
 from mindmodel.dryrun.jobs import Job
-from mindmodel.dryrun.prove import MOMENT, batches_of, execute, execute_graphs, reference
+from mindmodel.dryrun.prove import MOMENT, batches_of, compare, execute, execute_graphs, jobs_of, reference
 from mindmodel.dryrun.stubs import PLUGIN
 from mindmodel.machine import cpp_compiler
 from mindmodel.parallel.mesh import mesh_of
 from mindmodel.recipe.load import recipe_from_dict
+from mindmodel.recipe.rules import with_defaults
+from mindmodel.recipe.schema import Recipe
 
 SEQ_LEN, VOCAB_SIZE, SEQUENCES = 16, 64, 8
 
 
-def recipe_of(*, layers=2, hidden_size=32, ffn_size=64, family="llama", tied=False, sequences=SEQUENCES, train=(), **parallel):
+def recipe_of(
+    *, layers=2, hidden_size=32, ffn_size=64, family="llama", tied=False, sequences=SEQUENCES, train=(), **parallel
+):
     """A small recipe; the keywords that are not named here are those of `parallel`."""
     sizes = {"hidden_size": hidden_size, "num_layers": layers, "ffn_size": ffn_size, "vocab_size": VOCAB_SIZE}
     heads = {"num_heads": 8, "num_kv_heads": 4, "head_size": 8}
@@ -31,7 +37,7 @@ def recipe_of(*, layers=2, hidden_size=32, ffn_size=64, family="llama", tied=Fal
         "parallel": {"dp": 1, **parallel},
         "train": {"steps": 3, "tokens_per_step": sequences * SEQ_LEN, "clip_norm": 0.5, **dict(train)},
     }
-    return recipe_from_dict(sections, "tests")
+    return with_defaults(recipe_from_dict(sections, "tests"))
 
 
 UNCLIPPED = {"clip_norm": 0.0}  # a wrong scale of all gradients stays to be seen
@@ -59,10 +65,116 @@ LAYOUTS = {
     "dp2 tp2 recompute selective": recipe_of(**FOUR, recompute="selective"),
     "dp2 tp2 tied qk_norm": recipe_of(**FOUR, family="qwen3", tied=True),
     "dp2 accumulated": recipe_of(dp=2, micro_batches=2, train=UNCLIPPED),
-    "everything": recipe_of(
-        **SEQUENCE, dp=2, pp=2, shard_optimizer="states", recompute="full", micro_batches=4
-    ),
+    "everything": recipe_of(**SEQUENCE, dp=2, pp=2, shard_optimizer="states", recompute="full", micro_batches=4),
 }
+"""Executed by all ranks and held against one device."""
+
+DEEP = {"layers": 5, "hidden_size": 48, "ffn_size": 96}
+WIDE = {"layers": 3, "hidden_size": 64, "ffn_size": 160}
+TIED = {"family": "qwen3", "tied": True}
+
+SIZES: dict[str, Recipe] = {
+    "deep gradients": recipe_of(
+        **DEEP, **TIED, dp=4, shard_optimizer="gradients", micro_batches=2, train={"z_loss": 1e-4}
+    ),
+    "deep everything": recipe_of(
+        **DEEP, **SEQUENCE, cp=2, pp=2, stages=[3, 2], shard_optimizer="states", recompute="full", recompute_layers=1,
+        micro_batches=4, sequences=4, train=BFLOAT16,
+    ),
+    "wide parameters": recipe_of(
+        **WIDE, **SEQUENCE, dp=2, shard_optimizer="parameters", recompute="selective", micro_batches=2, train=BFLOAT16
+    ),
+    "wide tied": recipe_of(**WIDE, **TIED, dp=2, tp=2, shard_optimizer="parameters", recompute="full", train=BFLOAT16),
+    "wide stages": recipe_of(**WIDE, dp=2, tp=2, pp=3, micro_batches=4),
+}
+"""Compiled for the first and the last rank, to see what they say to the others."""
+
+
+class Partition:
+    """A layout, compiled.
+
+    Attributes:
+        ranks: what the compiler made of each rank.
+        before: whole fresh weights by name.
+    """
+
+    def __init__(self, recipe, ranks, alone, executions):
+        self.recipe, self.ranks, self.mesh = recipe, ranks, mesh_of(recipe.parallel)
+        self._alone, self._executions = alone, executions
+
+    @cached_property
+    def graphs(self):
+        return [rank.graph() for rank in self.ranks]
+
+    @cached_property
+    def slices(self):
+        return [rank.slices() for rank in self.ranks]
+
+    @cached_property
+    def before(self):
+        arrays = self._alone.slices()
+        return {name: array for name, array in arrays.items() if f"{MOMENT}{name}" in arrays}
+
+    @property
+    def alone(self):
+        """What one device computes; once for all layouts that are compared with it."""
+        name = self._alone.job.name
+        if name not in self._executions:
+            self._executions[name] = execute([self._alone], batches_of(self.recipe))
+        return self._executions[name]
+
+    @cached_property
+    def execution(self):
+        return execute_graphs(self.graphs, self.slices, batches_of(self.recipe))
+
+    def proof(self, graphs=None, slices=None):
+        """Of these graphs and slices; as compiled by default."""
+        many = self.execution
+        if graphs or slices:
+            many = execute_graphs(graphs or self.graphs, slices or self.slices, batches_of(self.recipe))
+        return compare(self.recipe, self.alone, many, self.before)
+
+
+def pytest_generate_tests(metafunc):
+    """A test that does not say which layouts it is about is about all that are executed."""
+    named = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
+    if "layout" in metafunc.fixturenames and not any("layout" in names.split(", ") for names in named):
+        metafunc.parametrize("layout", LAYOUTS)
+
+
+@pytest.fixture(scope="session")
+def partitions(standin, request):
+    """The layouts that the tests of this session need: MindSpore is loaded once, then each rank is a fork."""
+    settings = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
+    needed = list(dict.fromkeys(params["layout"] for params in settings if "layout" in params))
+    references = {name: reference(LAYOUTS[name]) for name in needed if name in LAYOUTS}
+    alone = {recipe: Job(name=f"one-{number}", recipe=recipe, rank=0, level=0)
+             for number, recipe in enumerate(dict.fromkeys(references.values()))}
+    ranks = {name: _jobs(name, f"layout-{number}-") for number, name in enumerate(needed)}
+    with compiled([*alone.values(), *itertools.chain(*ranks.values())], 2) as results:
+        executions = {}
+        yield {
+            name: Partition(
+                jobs[0].recipe,
+                [results[job.name] for job in jobs],
+                results[alone[references[name]].name] if name in LAYOUTS else None,
+                executions,
+            )
+            for name, jobs in ranks.items()
+        }
+
+
+def _jobs(name, prefix):
+    if name in LAYOUTS:
+        return jobs_of(LAYOUTS[name], prefix)
+    jobs = jobs_of(SIZES[name], prefix)
+    return [jobs[0], *(jobs[-1:] if SIZES[name].parallel.pp > 1 else [])]
+
+
+@pytest.fixture
+def partition(partitions, layout):
+    """The test's layout."""
+    return partitions[layout]
 
 CODE = r"""
 #include <stdio.h>

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from mindmodel.errors import LayoutError
-from mindmodel.parallel.mesh import Mesh
+from mindmodel.parallel.mesh import Mesh, local_shape
 from mindmodel.parallel.plan import (
     LayoutRule,
     ParameterRule,
@@ -106,4 +106,5 @@ def test_a_first_dim_that_does_not_divide_stays_whole():
 
 
 def test_nothing_is_left_to_cut_where_all_ranks_hold_other_slices():
-    assert sharded_axes(("tp",), (8,), Mesh(tp=4)) == (("tp",),)
+    axes = sharded_axes(("tp",), (8,), Mesh(tp=4))
+    assert local_shape((8,), axes, Mesh(tp=4)) == (2,)

@@ -58,9 +58,20 @@ CASES = {
         ["parallel.sequence_parallel=true"],
         "command line, parallel.sequence_parallel: splits over the tp ranks, and 'tp=1'. Use false, or tp of 2 or",
     ),
+    "sequence_parallel_divides_the_tokens": (
+        ["parallel.sequence_parallel=true", "parallel.tp=2", "parallel.dp=8", "data.seq_len=33",
+         "train.tokens_per_step=264"],
+        "command line, parallel.sequence_parallel: 'tp=2' does not divide the 33 tokens of a rank and micro-batch. "
+        "Use false, or a data.seq_len that 2 divides.",
+    ),
     "cp_divides_the_sequence": (
         ["parallel.cp=3"],
         "command line, parallel.cp: 'cp=3' does not divide 'seq_len=32'. Use 1, 2 or 4.",
+    ),
+    "cp_cuts_one_sequence_at_a_time": (
+        ["parallel.cp=2", "parallel.dp=2"],
+        "small.yaml, parallel.micro_batches: 'cp=2' cuts one sequence at a time, and a rank's micro-batch has 4. "
+        "Use micro_batches=4, or train.tokens_per_step=64.",
     ),
     "stages_hold_all_layers": (
         ["parallel.stages=[2,3]", "parallel.pp=2", "parallel.micro_batches=2"],
@@ -69,6 +80,20 @@ CASES = {
     "pipeline_is_filled": (
         ["parallel.pp=4", "parallel.micro_batches=2"],
         "command line, parallel.micro_batches: 'micro_batches=2' leaves stages of 'pp=4' idle all the time. Use 4",
+    ),
+    "interleaved_chunks_are_equal": (
+        ["parallel.interleave=3", "parallel.pp=2", "parallel.micro_batches=2"],
+        "command line, parallel.interleave: 'pp=2' times 'interleave=3' does not divide 'num_layers=4'. Use 1 or 2.",
+    ),
+    "sharded_optimizer_has_ranks": (
+        ["parallel.shard_optimizer=states", "parallel.dp=1", "parallel.tp=2"],
+        "command line, parallel.shard_optimizer: 'states' would change nothing: it splits over dp * cp ranks, and that "
+        "is one. Use none, or dp of 2 or more.",
+    ),
+    "gradients_are_reduced_in_float32": (
+        ["parallel.reduce_dtype=compute", "train.compute_dtype=bfloat16"],
+        "command line, parallel.reduce_dtype: 'compute' would sum gradients in bfloat16, which the training step "
+        "cannot do. Use float32.",
     ),
     "recompute_layers_has_recompute": (
         ["parallel.recompute_layers=1"],
@@ -96,6 +121,15 @@ MORE_CASES = [
     (["model.vocab_size=513", "parallel.tp=2"], "'tp=2' does not divide 'vocab_size=513'. Use 1."),
     (["parallel.pp=8", "parallel.micro_batches=8"], "'pp=8' leaves stages without a layer: 'num_layers=4'. Use 4 or"),
     (["parallel.stages=[2,2]"], "parallel.stages: names 2 stages, and 'pp=1'. Use 1 numbers, or pp=2."),
+    (["parallel.interleave=2"], "parallel.interleave: 'interleave=2' cuts pipeline stages, and 'pp=1'. Use 1, or pp"),
+    (
+        ["parallel.interleave=2", "parallel.pp=3", "parallel.micro_batches=4"],
+        "parallel.interleave: 'pp=3' times 'interleave=2' does not divide 'num_layers=4'. Use 1, or a pp that divides",
+    ),
+    (
+        ["parallel.interleave=2", "parallel.pp=2", "parallel.micro_batches=2", "parallel.stages=[1,3]"],
+        "parallel.stages: 'interleave=2' has chunks of equal size. Leave stages out, or use interleave=1.",
+    ),
     (["checkpoint.keep_every=15"], "'keep_every=15' meets no checkpoint of 'every=0'. Use 0, or give checkpoint"),
 ]
 
@@ -104,7 +138,10 @@ def test_every_rule_has_a_case():
     assert set(CASES) == {rule.__name__ for rule in RULES}
 
 
-@pytest.mark.parametrize("overrides, message", [*CASES.values(), *MORE_CASES], ids=[*CASES, *map(str, range(8))])
+IDS = [*CASES, *map(str, range(len(MORE_CASES)))]
+
+
+@pytest.mark.parametrize("overrides, message", [*CASES.values(), *MORE_CASES], ids=IDS)
 def test_a_broken_rule_says_where_what_and_what_would_work(load, overrides, message):
     with pytest.raises(RecipeError, match=re.escape(message)):
         load(*overrides)
@@ -114,6 +151,18 @@ def test_all_broken_rules_come_at_once(load):
     with pytest.raises(RecipeError) as error:
         load("parallel.tp=3", "parallel.cp=3", "train.stop_at=101")
     assert len(str(error.value).splitlines()) == 3
+
+
+def test_rules_pass_over_what_an_auto_degree_decides(load):
+    keys = ["cp=2", "tp=2", "sequence_parallel=true", "shard_optimizer=states"]
+    recipe = load(*(f"parallel.{key}" for key in keys))
+    assert resolve_degrees(recipe, 32).parallel.dp == 8
+    with pytest.raises(LayoutError, match="'cp=2' cuts one sequence at a time, and a rank's micro-batch has 2"):
+        resolve_degrees(recipe, 16)
+
+
+def test_float32_is_a_compute_dtype_that_gradients_are_reduced_in(load):
+    assert load("parallel.reduce_dtype=compute").parallel.reduce_dtype == "compute"
 
 
 def test_qwen3_has_qk_norm_by_itself(load):
@@ -136,13 +185,13 @@ def test_degrees_that_cannot_make_the_devices_are_refused_with_layouts_that_can(
     with pytest.raises(LayoutError, match=r"pp=1 \* dp=2 \* cp=1 \* tp=2 cannot be 8 devices") as error:
         resolve_degrees(recipe, 8)
     assert str(error.value).startswith("recipe 'small', parallel: ")
-    assert "Use pp=1 dp=2 cp=2 tp=2, pp=1 dp=4 cp=1 tp=2" in str(error.value)
+    assert "Use pp=1 dp=4 cp=1 tp=2 or pp=1 dp=8 cp=1 tp=1." in str(error.value)
 
 
 def test_an_auto_degree_that_breaks_a_rule_is_refused_with_layouts_that_work(load):
     with pytest.raises(LayoutError, match="parallel.tp: 'tp=4' does not divide 'num_kv_heads=2'. Use 1 or 2") as error:
         resolve_degrees(load("parallel.dp=1", "parallel.tp=auto"), 4)
-    assert "pp=1 dp=1 cp=2 tp=2" in str(error.value)
+    assert "Use pp=1 dp=2 cp=1 tp=2 or pp=1 dp=4 cp=1 tp=1." in str(error.value)
 
 
 def test_a_number_of_devices_that_no_layout_fits_is_said(load):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
+from mindmodel.errors import LayoutError
 from mindmodel.recipe.load import load_recipe
-from mindmodel.recipe.rules import faults_of
-from mindmodel.recipe.shrink import shrink, single
+from mindmodel.recipe.rules import faults_of, with_degrees
+from mindmodel.recipe.shrink import fewer_devices, shrink, single
 
 CLUSTER = """\
 model:
@@ -115,3 +118,95 @@ def test_shrinking_never_makes_anything_larger(load):
 def test_uneven_default_stages_stay_uneven(load):
     recipe = load("model.num_layers=9", "parallel.pp=4", "parallel.micro_batches=4")
     assert shrink(recipe)[0].model.num_layers == 2 * 4 + 1
+
+
+def test_many_micro_batches_become_as_many_as_fill_and_drain_a_pipeline(cluster, load):
+    many = dataclasses.replace(cluster, parallel=dataclasses.replace(cluster.parallel, micro_batches=64))
+    assert shrink(many)[0].parallel.micro_batches == 8
+    recipe = load("parallel.micro_batches=8")
+    assert (shrink(recipe)[0].parallel.micro_batches, shrink(recipe)[0].sequences_per_step) == (2, 2)
+
+
+def test_single_undoes_interleaved_stages(load):
+    recipe = load("parallel.pp=2", "parallel.micro_batches=2", "parallel.interleave=2")
+    assert single(recipe)[0].parallel.interleave == 1
+
+
+def test_interleaved_stages_keep_a_layer_in_every_chunk(load):
+    recipe = load("model.num_layers=24", "parallel.pp=2", "parallel.micro_batches=2", "parallel.interleave=3")
+    small, _ = shrink(recipe)
+    assert (small.model.num_layers, small.parallel.interleave) == (6, 3)
+    assert faults_of(small) == []
+
+
+def test_cp_keeps_one_sequence_in_a_micro_batch(load):
+    recipe = load("parallel.cp=2", "parallel.dp=2", "parallel.micro_batches=4", "data.seq_len=256",
+                  "train.tokens_per_step=2048")
+    small, _ = shrink(recipe)
+    assert (small.sequences_per_step, small.parallel.micro_batches) == (2 * 2, 2)
+    assert faults_of(small) == []
+
+
+@pytest.mark.parametrize("tp, cp", [(2, 16), (6, 1), (8, 16)])
+def test_tp_still_divides_heads_widths_vocabulary_and_the_tokens_it_splits(load, tp, cp):
+    big = ["model.hidden_size=4096", "model.num_heads=48", "model.num_kv_heads=24", "model.head_size=64",
+           "model.ffn_size=9216", "model.vocab_size=49152", "data.seq_len=3072", "train.tokens_per_step=6144"]
+    recipe = load(*big, f"parallel.cp={cp}", "parallel.dp=2")
+    recipe = with_degrees(recipe, tp=tp)
+    recipe = dataclasses.replace(recipe, parallel=dataclasses.replace(recipe.parallel, sequence_parallel=True))
+    small = shrink(recipe)[0]
+    assert small.model.num_kv_heads % tp == 0 and small.model.vocab_size % tp == 0
+    assert small.model.num_heads == 2 * small.model.num_kv_heads
+    assert small.data.seq_len // cp % tp == 0
+
+
+def test_tying_norms_of_heads_and_the_compute_dtype_stay(load):
+    recipe = load("model.family=qwen3", "model.tied_embeddings=true", "train.compute_dtype=bfloat16")
+    small, _ = shrink(recipe)
+    assert (small.model.qk_norm, small.model.tied_embeddings, small.train.compute_dtype) == (True, True, "bfloat16")
+
+
+def degrees_of(recipe):
+    parallel = recipe.parallel
+    return parallel.pp, parallel.dp, parallel.cp, parallel.tp
+
+
+@pytest.mark.parametrize(
+    "degrees, most, fewer",
+    [
+        ((4, 2, 1, 4), 16, (2, 2, 1, 4)),
+        ((8, 16, 1, 8), 16, (2, 2, 1, 4)),
+        ((1, 128, 1, 8), 16, (1, 4, 1, 4)),
+        ((1, 6, 1, 2), 8, (1, 3, 1, 2)),
+        ((2, 4, 2, 4), 16, (2, 2, 2, 2)),
+    ],
+)
+def test_fewer_devices_halves_the_largest_degree_first_and_dp_before_its_equals(cluster, degrees, most, fewer):
+    layout = dict(zip(("pp", "dp", "cp", "tp"), degrees))
+    assert degrees_of(fewer_devices(with_degrees(cluster, **layout), most)[0]) == fewer
+
+
+def test_fewer_devices_brings_along_what_depends_on_the_degrees(cluster):
+    recipe, changes = fewer_devices(cluster, 8)
+    assert degrees_of(recipe) == (2, 2, 1, 2)
+    assert recipe.parallel.micro_batches == 4
+    assert recipe.sequences_per_step // (2 * 4) == cluster.sequences_per_step // (2 * 8)
+    assert recipe.parallel.stages == (8, 9) and recipe.model.num_layers == 17
+    assert faults_of(recipe) == []
+    assert "parallel.stages: [8, 9, 9, 8] -> [8, 9]" in changes
+
+
+def test_a_layout_of_so_many_devices_stays_as_it_is(cluster):
+    assert fewer_devices(cluster, 32) == (cluster, ())
+
+
+def test_layers_that_stages_do_not_divide_stay_so_on_fewer_devices(load):
+    recipe = load("model.num_layers=10", "parallel.dp=1", "parallel.pp=4", "parallel.micro_batches=4")
+    assert fewer_devices(recipe, 2)[0].model.num_layers == 9
+    even = load("model.num_layers=8", "parallel.dp=1", "parallel.pp=4", "parallel.micro_batches=4")
+    assert fewer_devices(even, 2)[0].model.num_layers == 8
+
+
+def test_too_few_devices_for_all_axes_are_refused(cluster):
+    with pytest.raises(LayoutError, match=r"pp=2 \* dp=2 \* cp=1 \* tp=2 = 8 devices are the fewest that keep"):
+        fewer_devices(cluster, 4)

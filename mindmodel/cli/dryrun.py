@@ -1,0 +1,214 @@
+"""Compile the training step for ranks of N simulated Ascend devices: memory, collectives, kernels; no chip is needed.
+
+example:  mindmodel dryrun recipes/llama/7b.yaml --devices 64 parallel.tp=8
+          mindmodel dryrun recipes/llama/7b.yaml --devices 64 --chip 910B2 --rank 9 --json
+          mindmodel dryrun recipes/llama/7b.yaml --devices 8 --prove
+
+exit code: 0 it fits, or the proof holds; 1 it does not; 2 the layout cannot be compiled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from typing import Callable, Iterator, Sequence
+
+from mindmodel.cli.arguments import at_least
+from mindmodel.cli.recipe import quantity
+from mindmodel.dryrun.prove import Proof, TOLERANCE, jobs_of, prove, reference
+from mindmodel.dryrun.report import RankReport
+from mindmodel.dryrun.run import dry_run, jobs_at_once, layouts_that_fit, ranks_that_differ
+from mindmodel.errors import RecipeError
+from mindmodel.fleet.chips import DEFAULT_CHIP, Chip, find_chip
+from mindmodel.machine import memory, usable_cores
+from mindmodel.dryrun.memory_trace import KINDS
+from mindmodel.parallel.mesh import AXES, mesh_of
+from mindmodel.recipe.estimate import known_vocab_size, parameters
+from mindmodel.recipe.load import load_with_changes
+from mindmodel.recipe.rules import resolve_degrees
+from mindmodel.recipe.schema import Recipe
+from mindmodel.recipe.shrink import fewer_devices, shrink
+from mindmodel.terminal import Terminal
+
+MAX_PROVEN_DEVICES = 16
+HCCL_BUFFER_BYTES = 2 * 200 << 20
+"""That HCCL takes for each group of ranks by default, to send and to receive (HCCL_BUFFSIZE, 200 MB each)."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, such as recipes/llama/7b.yaml")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="put on top, such as parallel.tp=8")
+    parser.add_argument("--devices", type=at_least(1), metavar="N", required=True, help="devices of the whole job")
+    parser.add_argument("--rank", type=at_least(0), action="append", metavar="K",
+                        help="compile this rank, may be repeated; default one of the first, middle and last stage")
+    parser.add_argument("--chip", default=DEFAULT_CHIP, help=f"whose memory it must fit; default {DEFAULT_CHIP}")
+    parser.add_argument("--jobs", type=at_least(1), metavar="N", help="ranks compiled at a time; default all cores")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--prove", action="store_true", help="execute all ranks of a small model, hold them against one")
+
+
+def run(args: argparse.Namespace) -> int:
+    terminal = Terminal(sys.stderr if args.json else None)
+    chip = find_chip(args.chip)
+    recipe, _ = load_with_changes(args.recipe, args.overrides)
+    recipe = resolve_degrees(recipe, args.devices)
+    if args.prove:
+        return _prove(_with_vocabulary(_small(recipe, terminal)), args, terminal)
+    recipe = _with_vocabulary(recipe)
+    at_once = jobs_at_once(recipe, args.jobs or usable_cores(), memory())
+    ranks = tuple(dict.fromkeys(args.rank or ranks_that_differ(mesh_of(recipe.parallel))))
+    if not args.json:
+        terminal.say("\n".join(_layout_lines(recipe)))
+    reports = dry_run(recipe, ranks, at_once, _progress(terminal, len(ranks)))
+    fits = all(report.peak_bytes <= chip.usable_bytes for report in reports)
+    if args.json:
+        print(json.dumps(_as_json(reports, fits, chip)))
+    else:
+        terminal.say("\n".join(_report_lines(recipe, reports, chip)))
+        terminal.say("\n".join(_verdict_lines(recipe, fits, chip)))
+    return 0 if fits else 1
+
+
+def _with_vocabulary(recipe: Recipe) -> Recipe:
+    """The recipe with the size of its vocabulary.
+
+    Raises:
+        RecipeError: if only the tokenizer's file knows it.
+    """
+    size = known_vocab_size(recipe)
+    if size is None:
+        raise RecipeError(
+            f"recipe '{recipe.name}', model.vocab_size: left to the tokenizer '{recipe.data.tokenizer}', which a dry run "
+            "does not read. Give model.vocab_size, such as model.vocab_size=32000."
+        )
+    return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, vocab_size=size))
+
+
+def _progress(terminal: Terminal, total: int) -> Callable[[int, str], None]:
+    """A bar that moves as each rank is compiled."""
+    terminal.progress(0, total, "ranks compiled")
+
+    def show(done: int, name: str) -> None:
+        terminal.progress(done, total, f"ranks compiled, last {name}")
+
+    return show
+
+
+def _as_json(reports: Sequence[RankReport], fits: bool, chip: Chip) -> dict:
+    return {
+        "fits": fits,
+        "usable_bytes": chip.usable_bytes,
+        "compile_cpu_s": sum(report.cpu_s for report in reports),
+        "ranks": [report.to_json() for report in reports],
+    }
+
+
+def _layout_lines(recipe: Recipe) -> Iterator[str]:
+    """The layout and what follows from it."""
+    parallel, mesh = recipe.parallel, mesh_of(recipe.parallel)
+    sequences = recipe.sequences_per_step // mesh.dp
+    yield f"layout      {' '.join(f'{name}={mesh.degree(name)}' for name in AXES)}, {mesh.num_devices} devices"
+    options = ["sequence_parallel"] if parallel.sequence_parallel else []
+    options += [f"shard_optimizer={parallel.shard_optimizer}", f"recompute={parallel.recompute}"]
+    yield f"            {', '.join(options)}"
+    share = f"{parallel.micro_batches} micro-batches of {sequences // parallel.micro_batches}"
+    yield f"batch       {recipe.sequences_per_step} sequences a step, {sequences} a rank, in {share}"
+    assert recipe.model.vocab_size is not None
+    yield f"parameters  {quantity(parameters(recipe.model, recipe.model.vocab_size).total)} in all"
+
+
+def _gib(number: float) -> str:
+    return f"{number / 2**30:.2f}"
+
+
+def _report_lines(recipe: Recipe, reports: Sequence[RankReport], chip: Chip) -> Iterator[str]:
+    """Memory of all ranks, then each one's collectives and kernels."""
+    yield f"memory      GiB at the peak of a step; a {chip.name} has {_gib(chip.usable_bytes)} that a job can use"
+    yield "  " + "".join(f"{title:>12}" for title in ("rank", "stage", *KINDS, "peak", "free"))
+    for report in reports:
+        numbers = [*(report.by_kind[kind] for kind in KINDS), report.peak_bytes, chip.usable_bytes - report.peak_bytes]
+        yield f"  {report.rank:>12}{report.stage:>12}" + "".join(f"{_gib(number):>12}" for number in numbers)
+    yield from _unseen_lines(reports)
+    for report in reports:
+        yield from _collective_lines(report, recipe.runtime.devices_per_node)
+        yield from _kernel_lines(report)
+    yield f"compiled    in {sum(report.cpu_s for report in reports):.0f} CPU-seconds, {_host(reports)} GiB of host memory a rank"
+
+
+def _host(reports: Sequence[RankReport]) -> str:
+    return _gib(max(report.host_bytes for report in reports))
+
+
+def _unseen_lines(reports: Sequence[RankReport]) -> Iterator[str]:
+    """What the chip needs beside: a dry run has no kernels and no communication."""
+    groups = max(len({collective.ranks for collective in report.collectives}) for report in reports)
+    buffers = f"{_gib(groups * HCCL_BUFFER_BYTES)} GiB of HCCL's buffers, for {groups} groups of ranks at its default"
+    yield f"  not seen: workspaces of kernels, and up to {buffers}"
+
+
+def _collective_lines(report: RankReport, devices_per_node: int) -> Iterator[str]:
+    links, network = report.wire_bytes(devices_per_node)
+    sent = f"{_gib(links)} GiB over the node's links, {_gib(network)} GiB over the network"
+    yield f"rank {report.rank}: sends {sent} in a step"
+    for (kind, axes, dtype), (count, num_bytes) in report.by_axes().items():
+        yield f"  {kind:<14}{'*'.join(axes):<12}{count:>6} x {_gib(num_bytes / count):>7} GiB  {dtype}"
+
+
+def _kernel_lines(report: RankReport) -> Iterator[str]:
+    total = sum(report.kernels.values())
+    yield f"rank {report.rank}: {total} kernels in a step, {report.layer_kernels} of them in layers"
+    old = ", ".join(f"{name} {report.kernels[name]}" for name in report.old_kernels)
+    yield f"  of the old kind aclop: {old or 'none'}"
+
+
+def _verdict_lines(recipe: Recipe, fits: bool, chip: Chip) -> Iterator[str]:
+    if fits:
+        yield "it fits"
+        return
+    layouts = layouts_that_fit(recipe, chip.usable_bytes)
+    yield f"it does not fit a {chip.name}. By the closed form of memory these would:"
+    yield from (f"  {layout}" for layout in layouts)
+    if not layouts:
+        yield f"  none of {mesh_of(recipe.parallel).num_devices} devices: use more devices or smaller micro-batches"
+
+
+def _small(recipe: Recipe, terminal: Terminal) -> Recipe:
+    """What is proven in place of a recipe: few devices, small sizes, float32."""
+    fewer, changes = fewer_devices(recipe, MAX_PROVEN_DEVICES)
+    small, _ = shrink(fewer)
+    if changes:
+        terminal.say("\n".join(["on fewer devices:", *(f"  {change}" for change in changes)]))
+    return small
+
+
+def _prove(recipe: Recipe, args: argparse.Namespace, terminal: Terminal) -> int:
+    """Compile and execute all ranks of a small recipe."""
+    at_once = jobs_at_once(recipe, args.jobs or usable_cores(), memory())
+    total = len(jobs_of(reference(recipe), "")) + len(jobs_of(recipe, ""))
+    proof = prove(recipe, at_once, _progress(terminal, total))
+    if args.json:
+        print(json.dumps(_proof_json(proof)))
+    else:
+        terminal.say("\n".join(_proof_lines(proof)))
+    return 0 if proof.holds else 1
+
+
+def _proof_json(proof: Proof) -> dict:
+    differences = {name: getattr(proof, name) for name in ("loss", "gradient", "weight", "copies")}
+    return {"holds": proof.holds, **differences, "worst": proof.worst[0]}
+
+
+def _proof_lines(proof: Proof) -> Iterator[str]:
+    """How far all ranks together are from one device."""
+    mesh = mesh_of(proof.recipe.parallel)
+    yield f"executed    {' '.join(f'{name}={mesh.degree(name)}' for name in AXES)}, 3 steps in float64, against one device"
+    yield f"loss        {proof.loss:.1e}, and gradient norm"
+    yield f"gradients   {proof.gradient:.1e}"
+    yield f"weights     {proof.weight:.1e}"
+    yield f"copies      {proof.copies:.1e}, between ranks that hold the same"
+    if proof.holds:
+        yield f"proven: all relative differences are below {TOLERANCE:.0e}"
+    else:
+        yield f"refuted: {proof.worst[0]} differs by {proof.worst[1]:.1e}"

@@ -1,0 +1,174 @@
+"""MindSpore's record of device memory: every block of one step, what made it and what used it; what is alive at the peak.
+
+Source: the files memory_block.csv and tracker_graph.ir that MindSpore 2.9 writes with MS_ALLOC_CONF=memory_tracker:True.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Iterator, Mapping
+
+BLOCKS_NAME, GRAPH_NAME = "memory_block.csv", "tracker_graph.ir"
+TASK = re.compile(r"\((.*?)\) = (.+?)\((.*?)\), task_info: ")
+KEY, SHAPE = re.compile(r"%(\d+)"), re.compile(r"\w+:\[([\d, ]*)\]")
+OPERATOR = re.compile(r"(?:.*/)?(\w+?)(?:-op\w*)?")
+
+KINDS = ("weights", "optimizer", "gradients", "activations", "logits", "other")
+PREFIXES = {"first_moment.": "optimizer", "second_moment.": "optimizer", "accu_grads.": "gradients"}
+COPIES = ("Cast", "AllGather", "TensorMove", "Load")
+"""Operators whose result is a weight when their operand is one: in another dtype, or gathered."""
+GRADIENT_STEPS = (*COPIES, "AllReduce", "ReduceScatter", "AssignAdd", "Add", "AddN", "Mul", "Muls", "Div", "RealDiv")
+"""Operators between the product that makes a weight's gradient and the optimizer."""
+UPDATE = ("/optimizer-", "/totals-")
+"""Scopes in which gradients are clipped, checked and applied; the moments are changed in place."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """A piece of device memory.
+
+    Attributes:
+        key: when it was taken; also its name in the graph.
+        end: when it was given back.
+        source: Weight, ConstantValue or Kernel.
+        name: of the parameter, or of the operator with its scope.
+    """
+
+    key: int
+    end: int
+    num_bytes: int
+    source: str
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """An operator as it ran; `inputs` and `outputs` are keys of blocks, `shapes` those of the outputs."""
+
+    name: str
+    operator: str
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """The blocks of a step by key, and its tasks in the order in which they ran."""
+
+    blocks: Mapping[int, Block]
+    tasks: tuple[Task, ...]
+
+
+def read_trace(folder: Path) -> Trace:
+    """Read what MindSpore wrote for a rank."""
+    csv.field_size_limit(1 << 30)
+    with open(folder / BLOCKS_NAME, newline="") as file:
+        blocks = [_block(row) for row in csv.DictReader(file)]
+    with open(folder / GRAPH_NAME) as file:
+        tasks = tuple(_tasks(line for line in file if not line.startswith("    #")))
+    return Trace(blocks={block.key: block for block in blocks}, tasks=tasks)
+
+
+def _block(row: Mapping[str, str]) -> Block:
+    return Block(
+        key=int(row["start_time_stamp"]),
+        end=int(row["end_time_stamp"]),
+        num_bytes=int(row["size"]),
+        source=row["type"],
+        name=row["node_name"],
+    )
+
+
+def _tasks(lines: Iterator[str]) -> Iterator[Task]:
+    """Each task takes a line for its name and one for its types."""
+    for line in lines:
+        found = TASK.match(line)
+        if found is None:
+            continue
+        outputs, name, inputs = found.groups()
+        types = next(lines, "").partition(" <- ")[0]
+        operator = OPERATOR.fullmatch(name)
+        yield Task(
+            name=name,
+            operator=operator[1] if operator else name,
+            inputs=tuple(map(int, KEY.findall(inputs))),
+            outputs=tuple(map(int, KEY.findall(outputs))),
+            shapes=tuple(tuple(map(int, re.findall(r"\d+", shape))) for shape in SHAPE.findall(types)),
+        )
+
+
+def at_peak(trace: Trace) -> list[Block]:
+    """The blocks that are alive when most bytes are."""
+    changes = [(block.key, block.num_bytes) for block in trace.blocks.values()]
+    changes += [(block.end, -block.num_bytes) for block in trace.blocks.values()]
+    changes.sort()  # what ends at a time is given back before more is taken
+    totals = list(itertools.accumulate(number for _, number in changes))
+    moment = changes[totals.index(max(totals))][0]
+    return [block for block in trace.blocks.values() if block.key <= moment < block.end]
+
+
+def kinds_of(trace: Trace, vocab_size: int, num_tokens: int) -> dict[int, str]:
+    """What every block is for, by its key.
+
+    Args:
+        vocab_size: the vocabulary's entries that a rank holds.
+        num_tokens: tokens of a micro-batch that a rank holds.
+
+    weights: parameters, and their copies in another dtype or gathered. optimizer: Adam's moments. gradients:
+    accumulators, what an optimizer step reads, and what only sums or casts make of it. logits: matrices with a row a
+    token and a column an entry of the vocabulary. activations: other results of the network and their gradients.
+    """
+    makers = {key: task for task in reversed(trace.tasks) for key in task.outputs}  # the first, before updates in place
+    found: dict[int, str] = {}
+    for key, block in sorted(trace.blocks.items()):
+        found[key] = _kind(block, makers.get(key), found, vocab_size, num_tokens)
+    users = _users(trace)
+    for key in sorted(found, reverse=True):
+        if found[key] == "activations" and any(_takes_gradient(task, found) for task in users.get(key, ())):
+            found[key] = "gradients"
+    return found
+
+
+def _kind(block: Block, task: Task | None, found: Mapping[int, str], vocab_size: int, num_tokens: int) -> str:
+    if block.source == "Weight":
+        return next((kind for prefix, kind in PREFIXES.items() if block.name.startswith(prefix)), "weights")
+    if block.source != "Kernel" or task is None or "/" not in task.name:
+        return "other"
+    if any(scope in task.name for scope in UPDATE):
+        return "gradients"
+    if task.operator in COPIES and task.inputs and found.get(task.inputs[0]) == "weights":
+        return "weights"
+    shape = dict(zip(task.outputs, task.shapes)).get(block.key, ())
+    if len(shape) == 2 and shape[1] == vocab_size and num_tokens % max(shape[0], 1) == 0:
+        return "logits"
+    return "activations"
+
+
+def _users(trace: Trace) -> dict[int, list[Task]]:
+    """The tasks that read each block."""
+    users: dict[int, list[Task]] = {}
+    for task in trace.tasks:
+        for key in task.inputs:
+            users.setdefault(key, []).append(task)
+    return users
+
+
+def _takes_gradient(task: Task, found: Mapping[int, str]) -> bool:
+    """Whether what this task reads is a gradient of a weight."""
+    if any(scope in task.name for scope in UPDATE):
+        return True
+    return task.operator in GRADIENT_STEPS and any(found.get(key) == "gradients" for key in task.outputs)
+
+
+def bytes_by_kind(trace: Trace, peak_bytes: int, vocab_size: int, num_tokens: int) -> dict[str, int]:
+    """Bytes of each kind at the moment of the peak; they add up to `peak_bytes`, which MindSpore measured."""
+    kinds, found = kinds_of(trace, vocab_size, num_tokens), dict.fromkeys(KINDS, 0)
+    for block in at_peak(trace):
+        found[kinds[block.key]] += block.num_bytes
+    found["other"] += peak_bytes - sum(found.values())
+    return found

@@ -1,0 +1,192 @@
+"""What a compiled rank says: its peak of memory by kind, its collectives, the bytes that they move, its kernels."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Iterator, Mapping
+
+from mindmodel.dryrun.compile import Compiled
+from mindmodel.dryrun.jobs import LOG_NAME
+from mindmodel.dryrun.memory_trace import OPERATOR, bytes_by_kind, read_trace
+from mindmodel.parallel.mesh import Mesh, mesh_of, stage_of
+from mindmodel.recipe.schema import Recipe
+
+COLLECTIVES_PATH = Path("execute_order", "comm_execute_order.csv")
+KERNELS_PATH = Path("execute_order", "execute_order.csv")
+DTYPES = {"BFloat16": "bfloat16", "Float32": "float32", "Float16": "float16", "Int32": "int32", "Bool": "bool"}
+CHOSEN = re.compile(r"\b(\w+) select (\w+) kernel")
+OLD_KIND = "aclop"
+NO_KERNEL = ("StreamSend", "StreamRecv", "Reshape", "ExpandDims", "Squeeze")
+"""Events between streams, and views of a tensor."""
+LAYER = "/layers-CellList/"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collective:
+    """Collectives of a kind over the same ranks in one step of a rank.
+
+    Attributes:
+        kind: AllReduce, AllGather, ReduceScatter, AllToAll, Send or Receive.
+        axes: of the mesh in which the ranks differ.
+        bytes: of all whole tensors: what is summed, what is gathered, what is scattered, what is sent.
+        dtype: on the wire.
+        ranks: of the group, in its order; of Send and Receive this rank and the other.
+    """
+
+    kind: str
+    axes: tuple[str, ...]
+    count: int
+    bytes: int
+    dtype: str
+    ranks: tuple[int, ...]
+
+    def sent_bytes(self) -> float:
+        """Bytes that the rank sends, by rings."""
+        return ring_bytes(self.kind, self.bytes, len(self.ranks))
+
+    def leaves_node(self, devices_per_node: int) -> bool:
+        """Whether the ranks stand in several nodes, so that their ring is as fast as the network."""
+        return len({rank // devices_per_node for rank in self.ranks}) > 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankReport:
+    """One rank of a compiled step.
+
+    Attributes:
+        by_kind: bytes at the moment of the peak: weights, optimizer, gradients, activations, logits, other.
+        host_bytes: largest memory of the process that compiled.
+        cpu_s: that it took.
+        kernels: launches of one step, by the operator's name; collectives, events and views are none.
+        layer_kernels: those of `kernels` that stand in the rank's layers.
+        old_kernels: names of those that are of the old kind aclop, which is launched through an operator's whole
+            description and is slower than aclnn.
+    """
+
+    rank: int
+    stage: int
+    peak_bytes: int
+    by_kind: Mapping[str, int]
+    host_bytes: int
+    cpu_s: float
+    collectives: tuple[Collective, ...]
+    kernels: Mapping[str, int]
+    layer_kernels: int
+    old_kernels: tuple[str, ...]
+
+    def wire_bytes(self, devices_per_node: int) -> tuple[int, int]:
+        """Bytes that the rank sends in a step over the links of its node, and over the network."""
+        totals = [0.0, 0.0]
+        for collective in self.collectives:
+            totals[collective.leaves_node(devices_per_node)] += collective.sent_bytes()
+        return round(totals[0]), round(totals[1])
+
+    def to_json(self) -> dict[str, Any]:
+        """As the command prints it for scripts."""
+        return {
+            "rank": self.rank,
+            "stage": self.stage,
+            "peak_bytes": self.peak_bytes,
+            "by_kind": dict(self.by_kind),
+            "host_bytes": self.host_bytes,
+            "collectives": [
+                {"kind": kind, "axes": list(axes), "count": count, "bytes": num_bytes, "dtype": dtype}
+                for (kind, axes, dtype), (count, num_bytes) in self.by_axes().items()
+            ],
+            "kernels": dict(self.kernels),
+        }
+
+    def by_axes(self) -> dict[tuple[str, tuple[str, ...], str], tuple[int, int]]:
+        """Count and bytes of collectives by kind, axes and dtype, whichever the other ranks are."""
+        found: dict[tuple[str, tuple[str, ...], str], tuple[int, int]] = {}
+        for c in self.collectives:
+            count, num_bytes = found.get((c.kind, c.axes, c.dtype), (0, 0))
+            found[c.kind, c.axes, c.dtype] = count + c.count, num_bytes + c.bytes
+        return found
+
+
+def ring_bytes(kind: str, num_bytes: float, num_ranks: int) -> float:
+    """Bytes that each rank of a ring sends for whole tensors of `num_bytes`.
+
+    Source: Thakur, Rabenseifner and Gropp, Optimization of Collective Communication Operations in MPICH (2005): a ring
+    gathers or scatters in n - 1 steps of one n-th each; a sum is both. AllToAll keeps one n-th. Receive sends nothing.
+    """
+    others = (num_ranks - 1) / num_ranks
+    return num_bytes * {"AllReduce": 2 * others, "Send": 1, "Receive": 0}.get(kind, others)
+
+
+def local_sizes(recipe: Recipe) -> tuple[int, int]:
+    """Entries of the vocabulary that a rank holds, and its tokens of a micro-batch."""
+    parallel, mesh = recipe.parallel, mesh_of(recipe.parallel)
+    assert recipe.model.vocab_size is not None
+    sequences = recipe.sequences_per_step // (mesh.dp * parallel.micro_batches)
+    return recipe.model.vocab_size // mesh.tp, sequences * recipe.data.seq_len // mesh.cp
+
+
+def report_of(compiled: Compiled) -> RankReport:
+    """Read what a rank compiled at level 1 left in its folder."""
+    job, result, mesh = compiled.job, compiled.result, mesh_of(compiled.job.recipe.parallel)
+    folder = compiled.folder / f"rank_{job.rank}"
+    kernels, in_layers = read_kernels(folder / KERNELS_PATH)
+    chosen = chosen_kinds(compiled.folder / LOG_NAME)
+    return RankReport(
+        rank=job.rank,
+        stage=stage_of(job.rank, mesh),
+        peak_bytes=result["peak_bytes"],
+        by_kind=bytes_by_kind(read_trace(folder), result["peak_bytes"], *local_sizes(job.recipe)),
+        host_bytes=result["host_bytes"],
+        cpu_s=result["cpu_s"],
+        collectives=read_collectives(folder / COLLECTIVES_PATH, job.rank, mesh),
+        kernels=kernels,
+        layer_kernels=in_layers,
+        old_kernels=tuple(name for name in kernels if chosen.get(name) == OLD_KIND),
+    )
+
+
+def _rows(path: Path) -> Iterator[dict[str, str]]:
+    """Rows of a table; a step without collectives has no table."""
+    if not path.is_file():
+        return
+    csv.field_size_limit(1 << 30)
+    with open(path, newline="") as file:
+        yield from csv.DictReader(file)
+
+
+def read_collectives(path: Path, rank: int, mesh: Mesh) -> tuple[Collective, ...]:
+    """Collectives of a step, those alike in one entry, largest first."""
+    counts: Counter[tuple] = Counter()
+    sizes: Counter[tuple] = Counter()
+    for row in _rows(path):
+        kind, dtype = row["primitive"], row["output_type"]
+        other = {"Send": row["dest_rank"], "Receive": row["src_rank"]}.get(kind)
+        ranks = tuple(map(int, row["comm_rank"].split())) if other is None else (rank, int(other))
+        key = (kind, mesh.axes_of(ranks), DTYPES.get(dtype, dtype.lower()), ranks)
+        counts[key] += 1
+        sizes[key] += max(int(row["input_size"]), int(row["output_size"]))
+    return tuple(
+        Collective(kind=kind, axes=axes, dtype=dtype, ranks=ranks, count=counts[key], bytes=num_bytes)
+        for key, num_bytes in sizes.most_common()
+        for kind, axes, dtype, ranks in [key]
+    )
+
+
+def read_kernels(path: Path) -> tuple[dict[str, int], int]:
+    """Kernels of a step by name, most frequent first, and how many of them stand in layers."""
+    counts: Counter[str] = Counter()
+    in_layers = 0
+    for row in _rows(path):
+        operator = OPERATOR.fullmatch(row["node_name"])
+        name = operator[1] if operator else row["node_name"]
+        if not row["group"] and name not in NO_KERNEL:
+            counts[name] += 1
+            in_layers += LAYER in row["node_name"]
+    return dict(counts.most_common()), in_layers
+
+
+def chosen_kinds(log: Path) -> dict[str, str]:
+    """Which kind of kernel MindSpore chose for each operator: aclnn, aclop or hccl."""
+    return dict(CHOSEN.findall(log.read_text(errors="replace")))

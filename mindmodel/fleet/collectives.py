@@ -1,0 +1,190 @@
+"""What a rank says to others in a training step, in closed form: count, bytes and dtype of every kind of collective.
+
+Each term names the operator that causes it. "Given up" in the backward pass is the transpose of what the forward pass
+did: of AllGather ReduceScatter, of ReduceScatter AllGather, of AllReduce AllReduce, of Send Receive.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Iterator
+
+from mindmodel.fleet.rank_sizes import Held, RankSizes
+from mindmodel.parallel.mesh import AXES, names
+from mindmodel.recipe.schema import Recipe
+
+BYTES = {"float32": 4, "int32": 4, "bfloat16": 2}
+DATA = ("dp", "cp")
+"""Axes over which tokens are cut."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectiveTotal:
+    """Collectives of one kind over the same axes in the same dtype, in one rank and step.
+
+    Attributes:
+        bytes: of the tensors that the rank gives; of Receive, those that it gets.
+    """
+
+    kind: str
+    axes: tuple[str, ...]
+    count: int
+    bytes: int
+    dtype: str
+
+
+@dataclass(frozen=True)
+class _Call:
+    """`count` times one collective; axes of degree 1 included."""
+
+    kind: str
+    axes: tuple[str, ...]
+    dtype: str
+    count: int
+    size: int  # elements
+
+
+def collectives_of(recipe: Recipe, rank: int = 0) -> list[CollectiveTotal]:
+    """Collectives of a rank's training step, by kind, axes and dtype, in alphabetical order.
+
+    Not covered: a parameter that optimizer sharding must leave whole because its first dim does not divide.
+
+    Args:
+        recipe: with the vocabulary's size and all degrees filled in.
+    Source: graphs of MindSpore 2.9's compiler, executed.
+    """
+    sizes = RankSizes(recipe, rank)
+    totals: dict[tuple[str, tuple[str, ...], str], list[int]] = defaultdict(lambda: [0, 0])
+    for call in _calls(sizes):
+        axes = tuple(name for name in AXES if name in call.axes and sizes.mesh.degree(name) > 1)
+        if axes and call.count:
+            total = totals[call.kind, axes, call.dtype]
+            total[0] += call.count
+            total[1] += call.count * call.size * BYTES[call.dtype]
+    return [
+        CollectiveTotal(kind=kind, axes=axes, count=count, bytes=num_bytes, dtype=dtype)
+        for (kind, axes, dtype), (count, num_bytes) in sorted(totals.items())
+    ]
+
+
+def _calls(sizes: RankSizes) -> Iterator[_Call]:
+    for call in _of_a_micro_batch(sizes):
+        yield dataclasses.replace(call, count=call.count * sizes.recipe.parallel.micro_batches)
+    for name, held in sizes.held.items():
+        yield from _of_a_parameter(sizes, name, held)
+    yield from _of_a_tied_embedding(sizes)
+    yield _Call("AllReduce", AXES, "float32", 2, 1)  # GlobalTotals: cross entropy, squares of the gradients
+
+
+def _of_a_micro_batch(sizes: RankSizes) -> Iterator[_Call]:
+    if sizes.stage == 0:
+        yield from _embedding(sizes)
+    yield from _layers(sizes)
+    yield from _context(sizes)
+    if sizes.is_last:
+        yield from _head_and_loss(sizes)
+    yield from _stage_borders(sizes)
+
+
+def _embedding(sizes: RankSizes) -> Iterator[_Call]:
+    """Gather from a table cut over tp gives a sum, in the table's float32; given up in the backward pass."""
+    stream = sizes.tokens * sizes.recipe.model.hidden_size
+    if sizes.recipe.parallel.sequence_parallel:
+        yield _Call("ReduceScatter", ("tp",), "float32", 1, stream)
+        yield _Call("AllGather", ("tp",), "float32", 1, stream // sizes.mesh.tp)
+    else:
+        yield _Call("AllReduce", ("tp",), "float32", 2, stream)
+
+
+def _layers(sizes: RankSizes) -> Iterator[_Call]:
+    """MatMul of attention.out and mlp.down gives a sum over tp; with sequence parallel what goes into MatMul of qkv and
+    gate_up is gathered. Given up in the backward pass. Recomputed is all but the sum at the layer's end.
+    """
+    dtype, stream = sizes.recipe.train.compute_dtype, sizes.tokens * sizes.recipe.model.hidden_size
+    layers, again = sizes.num_layers, _fully_recomputed(sizes)
+    if sizes.recipe.parallel.sequence_parallel:
+        yield _Call("ReduceScatter", ("tp",), dtype, 4 * layers + again, stream)
+        yield _Call("AllGather", ("tp",), dtype, 4 * layers + 2 * again, stream // sizes.mesh.tp)
+    else:
+        yield _Call("AllReduce", ("tp",), dtype, 4 * layers + again, stream)
+
+
+def _fully_recomputed(sizes: RankSizes) -> int:
+    return sizes.num_recomputed if sizes.recipe.parallel.recompute == "full" else 0
+
+
+def _context(sizes: RankSizes) -> Iterator[_Call]:
+    """FlashAttentionScore needs keys and values of all of cp; given up in the backward pass. Recomputed either way."""
+    model, dtype = sizes.recipe.model, sizes.recipe.train.compute_dtype
+    assert model.num_kv_heads and model.head_size
+    keys = sizes.tokens * sizes.width(model.num_kv_heads) * model.head_size
+    yield _Call("AllGather", ("cp",), dtype, 2 * (sizes.num_layers + sizes.num_recomputed), keys)
+    yield _Call("ReduceScatter", ("cp",), dtype, 2 * sizes.num_layers, keys * sizes.mesh.cp)
+
+
+def _head_and_loss(sizes: RankSizes) -> Iterator[_Call]:
+    """MatMul of the head as that of other columns. ReduceMax and both SumExt over the vocabulary, of which the sums are
+    given up; SumExt of the loss, and of the z-loss, over all tokens: it is given up where micro-batches add up. A later
+    stage is fed its labels as they are cut by sequence, and OneHot wants them whole.
+    """
+    recipe, tokens = sizes.recipe, sizes.tokens
+    if recipe.parallel.sequence_parallel:
+        stream = tokens * recipe.model.hidden_size
+        yield _Call("AllGather", ("tp",), recipe.train.compute_dtype, 1, stream // sizes.mesh.tp)
+        yield _Call("ReduceScatter", ("tp",), recipe.train.compute_dtype, 1, stream)
+    yield _Call("AllReduce", ("tp",), "float32", 5, tokens)
+    sums = 2 if recipe.train.z_loss else 1
+    yield _Call("AllReduce", DATA, "float32", 2 * sums if sizes.accumulates else sums, 1)
+    if sizes.mesh.pp > 1:
+        yield _Call("AllGather", DATA, "int32", 1, tokens)
+
+
+def _stage_borders(sizes: RankSizes) -> Iterator[_Call]:
+    """The residual stream between chunks of layers, and its gradient back."""
+    pp, chunks = sizes.mesh.pp, sizes.recipe.parallel.interleave
+    parts = [chunk * pp + sizes.stage for chunk in range(chunks)]
+    after = sum(part < pp * chunks - 1 for part in parts)
+    before = sum(part > 0 for part in parts)
+    stream = sizes.stream_tokens * sizes.recipe.model.hidden_size
+    for kind in ("Send", "Receive"):
+        yield _Call(kind, ("pp",), sizes.recipe.train.compute_dtype, after + before, stream)
+
+
+def _of_a_parameter(sizes: RankSizes, name: str, held: Held) -> Iterator[_Call]:
+    """Gradients are summed in float32 over the ranks that hold copies: whole, or where the optimizer is sharded each
+    rank its slice. Weights are then gathered, after their Cast where that is the first operator on them.
+    """
+    level, dtype = sizes.recipe.parallel.shard_optimizer, sizes.recipe.train.compute_dtype
+    path = name if name in OUTSIDE else f"layers.0.{name}"
+    cut_over = {axis for dim in sizes.plan.axes_of(path) for axis in names(dim)}
+    axes = tuple(axis for axis in ("dp", "cp", "tp") if axis not in cut_over)
+    whole, own = held.whole // held.count, held.own // held.count
+    if level == "none":
+        is_copy = name == "embedding.weight" and sizes.has_copy  # its gradient goes to the first stage
+        yield _Call("AllReduce", axes, "float32", 0 if is_copy else held.count, whole)
+        return
+    micro_batches = sizes.recipe.parallel.micro_batches
+    scatters = 1 if level == "states" else micro_batches
+    gathers = micro_batches * _uses(name, sizes) if level == "parameters" else 1
+    gathered = "float32" if name == "embedding.weight" else dtype
+    yield _Call("ReduceScatter", axes, "float32", scatters * held.count, whole)
+    yield _Call("AllGather", axes, gathered, gathers * held.count, own)
+
+
+OUTSIDE = ("embedding.weight", "norm.weight", "head.weight")
+"""Parameters that stand in no layer."""
+
+
+def _uses(name: str, sizes: RankSizes) -> int:
+    """In how many of the two passes a weight is needed: the backward pass of Gather needs no table."""
+    return 1 if name == "embedding.weight" and not sizes.recipe.model.tied_embeddings else 2
+
+
+def _of_a_tied_embedding(sizes: RankSizes) -> Iterator[_Call]:
+    """Sent from the first stage to the last once a step, and its gradient back."""
+    if sizes.recipe.model.tied_embeddings and sizes.mesh.pp > 1 and (sizes.stage == 0 or sizes.is_last):
+        slice_size = sizes.held["embedding.weight"].own
+        for kind in ("Send", "Receive"):
+            yield _Call(kind, ("pp",), "float32", 1, slice_size)

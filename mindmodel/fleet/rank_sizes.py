@@ -1,0 +1,132 @@
+"""Sizes of what one rank of a layout holds and computes with. Pure Python."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Mapping
+
+from mindmodel.models.family import parameter_shapes
+from mindmodel.parallel.mesh import Mesh, Shape, local_shape, mesh_of, stage_of
+from mindmodel.parallel.plan import Plan, sharded_axes
+from mindmodel.parallel.plans.decoder import decoder_plan, layer_places
+from mindmodel.recipe.schema import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """Elements of the parameters of one name, over the layers that a rank has.
+
+    Attributes:
+        count: layers; 1 for a parameter outside them.
+        whole: of the rank's tensor parallel slice.
+        own: of that, what optimizer sharding leaves to the rank.
+    """
+
+    count: int
+    whole: int
+    own: int
+
+
+@dataclass(frozen=True)
+class RankSizes:
+    """Sizes of what one rank computes with."""
+
+    recipe: Recipe
+    rank: int
+
+    @cached_property
+    def mesh(self) -> Mesh:
+        return mesh_of(self.recipe.parallel)
+
+    @cached_property
+    def plan(self) -> Plan:
+        return decoder_plan(self.recipe.model, self.recipe.parallel)
+
+    @cached_property
+    def stage(self) -> int:
+        return stage_of(self.rank, self.mesh)
+
+    @property
+    def is_last(self) -> bool:
+        return self.stage == self.mesh.pp - 1
+
+    @cached_property
+    def num_layers(self) -> int:
+        places = layer_places(self.recipe.model.num_layers, self.recipe.parallel)
+        return sum(stage == self.stage for stage, _ in places)
+
+    @property
+    def has_copy(self) -> bool:
+        """Whether this stage is sent a tied embedding; MindSpore has an optimizer for the copy too."""
+        return self.recipe.model.tied_embeddings and self.is_last and self.mesh.pp > 1
+
+    @property
+    def num_recomputed(self) -> int:
+        parallel = self.recipe.parallel
+        if parallel.recompute == "none":
+            return 0
+        return self.num_layers if parallel.recompute_layers is None else min(self.num_layers, parallel.recompute_layers)
+
+    @property
+    def accumulates(self) -> bool:
+        return self.recipe.parallel.micro_batches > 1 or self.mesh.pp > 1
+
+    @property
+    def in_flight(self) -> float:
+        """Micro-batches whose activations are alive at once: 1F1B, interleaved by chunks.
+
+        Source: Narayanan et al. (arXiv 2104.04473) section 2.2.
+        """
+        micro_batches, chunks = self.recipe.parallel.micro_batches, self.recipe.parallel.interleave
+        after = self.mesh.pp - self.stage - 1
+        if chunks == 1:
+            return min(micro_batches, after + 1)
+        return min(micro_batches * chunks, 2 * after + (chunks - 1) * self.mesh.pp + 1) / chunks
+
+    @property
+    def value_bytes(self) -> int:
+        return 2 if self.recipe.train.compute_dtype == "bfloat16" else 4
+
+    @cached_property
+    def tokens(self) -> int:
+        """Of a micro-batch."""
+        parallel = self.recipe.parallel
+        return self.recipe.train.tokens_per_step // (self.mesh.dp * self.mesh.cp * parallel.micro_batches)
+
+    @property
+    def stream_tokens(self) -> int:
+        """Of a micro-batch, in norms and residuals."""
+        return self.tokens // self.mesh.tp if self.recipe.parallel.sequence_parallel else self.tokens
+
+    def width(self, size: int) -> int:
+        """Of a dim that is cut over tp."""
+        return size // self.mesh.tp
+
+    @cached_property
+    def held(self) -> Mapping[str, Held]:
+        """Parameters that this rank updates; those of layers by their name within one."""
+        one_layer = parameter_shapes(dataclasses.replace(self.recipe.model, num_layers=1))
+        held = {}
+        for name, shape in one_layer.items():
+            within = name.removeprefix("layers.0.")
+            count = self.num_layers if within != name else int(self.plan.stage_of(name) == self.stage)
+            if name == "embedding.weight" and self.has_copy:
+                count = 1
+            if count:
+                held[within] = self._held_of(name, shape, count)
+        return held
+
+    @property
+    def num_own(self) -> int:
+        """Parameters that this rank updates."""
+        return sum(held.own for held in self.held.values())
+
+    def _held_of(self, name: str, shape: Shape, count: int) -> Held:
+        axes = self.plan.axes_of(name)
+        sharded = self.recipe.parallel.shard_optimizer != "none"
+        own_axes = sharded_axes(axes, shape, self.mesh) if sharded else axes
+        whole, own = (math.prod(local_shape(shape, cut, self.mesh)) for cut in (axes, own_axes))
+        return Held(count=count, whole=count * whole, own=count * own)
