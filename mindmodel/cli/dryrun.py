@@ -17,13 +17,15 @@ from typing import Callable, Iterator, Sequence
 
 from mindmodel.cli.arguments import at_least
 from mindmodel.cli.recipe import quantity
-from mindmodel.dryrun.prove import Proof, TOLERANCE, jobs_of, prove, reference
+from mindmodel.dryrun.memory_trace import KINDS
+from mindmodel.dryrun.prove import NUM_STEPS, TOLERANCE, Proof, jobs_of, prove, reference
 from mindmodel.dryrun.report import RankReport
-from mindmodel.dryrun.run import dry_run, jobs_at_once, layouts_that_fit, ranks_that_differ
+from mindmodel.dryrun.run import dry_run, jobs_at_once, ranks_that_differ
 from mindmodel.errors import RecipeError
 from mindmodel.fleet.chips import DEFAULT_CHIP, Chip, find_chip
+from mindmodel.fleet.layouts import fitting_layouts
+from mindmodel.fleet.memory import estimate_memory
 from mindmodel.machine import memory, usable_cores
-from mindmodel.dryrun.memory_trace import KINDS
 from mindmodel.parallel.mesh import AXES, mesh_of
 from mindmodel.recipe.estimate import known_vocab_size, parameters
 from mindmodel.recipe.load import load_with_changes
@@ -35,6 +37,8 @@ from mindmodel.terminal import Terminal
 MAX_PROVEN_DEVICES = 16
 HCCL_BUFFER_BYTES = 2 * 200 << 20
 """That HCCL takes for each group of ranks by default, to send and to receive (HCCL_BUFFSIZE, 200 MB each)."""
+MOMENT_BYTES = 8
+"""Of both moments of a parameter, float32."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--chip", default=DEFAULT_CHIP, help=f"whose memory it must fit; default {DEFAULT_CHIP}")
     parser.add_argument("--jobs", type=at_least(1), metavar="N", help="ranks compiled at a time; default all cores")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--prove", action="store_true", help="execute all ranks of a small model, hold them against one")
+    parser.add_argument("--prove", action="store_true", help="execute all ranks of a small model beside one device")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -60,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     at_once = jobs_at_once(recipe, args.jobs or usable_cores(), memory())
     ranks = tuple(dict.fromkeys(args.rank or ranks_that_differ(mesh_of(recipe.parallel))))
     if not args.json:
-        terminal.say("\n".join(_layout_lines(recipe)))
+        terminal.say("\n".join(_layout_lines(recipe, ranks)))
     reports = dry_run(recipe, ranks, at_once, _progress(terminal, len(ranks)))
     fits = all(report.peak_bytes <= chip.usable_bytes for report in reports)
     if args.json:
@@ -80,8 +84,8 @@ def _with_vocabulary(recipe: Recipe) -> Recipe:
     size = known_vocab_size(recipe)
     if size is None:
         raise RecipeError(
-            f"recipe '{recipe.name}', model.vocab_size: left to the tokenizer '{recipe.data.tokenizer}', which a dry run "
-            "does not read. Give model.vocab_size, such as model.vocab_size=32000."
+            f"recipe '{recipe.name}', model.vocab_size: left to the tokenizer '{recipe.data.tokenizer}', which a dry "
+            "run does not read. Give model.vocab_size, such as model.vocab_size=32000."
         )
     return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, vocab_size=size))
 
@@ -105,7 +109,7 @@ def _as_json(reports: Sequence[RankReport], fits: bool, chip: Chip) -> dict:
     }
 
 
-def _layout_lines(recipe: Recipe) -> Iterator[str]:
+def _layout_lines(recipe: Recipe, ranks: Sequence[int]) -> Iterator[str]:
     """The layout and what follows from it."""
     parallel, mesh = recipe.parallel, mesh_of(recipe.parallel)
     sequences = recipe.sequences_per_step // mesh.dp
@@ -117,6 +121,9 @@ def _layout_lines(recipe: Recipe) -> Iterator[str]:
     yield f"batch       {recipe.sequences_per_step} sequences a step, {sequences} a rank, in {share}"
     assert recipe.model.vocab_size is not None
     yield f"parameters  {quantity(parameters(recipe.model, recipe.model.vocab_size).total)} in all"
+    for rank in ranks:
+        held = estimate_memory(recipe, rank).optimizer // MOMENT_BYTES
+        yield f"            {quantity(held)} that rank {rank} updates"
 
 
 def _gib(number: float) -> str:
@@ -134,7 +141,8 @@ def _report_lines(recipe: Recipe, reports: Sequence[RankReport], chip: Chip) -> 
     for report in reports:
         yield from _collective_lines(report, recipe.runtime.devices_per_node)
         yield from _kernel_lines(report)
-    yield f"compiled    in {sum(report.cpu_s for report in reports):.0f} CPU-seconds, {_host(reports)} GiB of host memory a rank"
+    seconds = sum(report.cpu_s for report in reports)
+    yield f"compiled    in {seconds:.0f} CPU-seconds and {_host(reports)} GiB of host memory a rank"
 
 
 def _host(reports: Sequence[RankReport]) -> str:
@@ -167,11 +175,14 @@ def _verdict_lines(recipe: Recipe, fits: bool, chip: Chip) -> Iterator[str]:
     if fits:
         yield "it fits"
         return
-    layouts = layouts_that_fit(recipe, chip.usable_bytes)
-    yield f"it does not fit a {chip.name}. By the closed form of memory these would:"
-    yield from (f"  {layout}" for layout in layouts)
-    if not layouts:
-        yield f"  none of {mesh_of(recipe.parallel).num_devices} devices: use more devices or smaller micro-batches"
+    num_devices = mesh_of(recipe.parallel).num_devices
+    near = [layout for layout in fitting_layouts(recipe, num_devices, chip.usable_bytes) if layout.changes]
+    if not near:
+        yield f"it does not fit a {chip.name}, nor does any layout near it of {num_devices} devices: use more"
+        return
+    yield f"it does not fit a {chip.name}. By a closed form of memory these would:"
+    for layout in near:
+        yield f"  {' '.join(layout.changes)}: {_gib(layout.peak.total)} GiB"
 
 
 def _small(recipe: Recipe, terminal: Terminal) -> Recipe:
@@ -203,7 +214,8 @@ def _proof_json(proof: Proof) -> dict:
 def _proof_lines(proof: Proof) -> Iterator[str]:
     """How far all ranks together are from one device."""
     mesh = mesh_of(proof.recipe.parallel)
-    yield f"executed    {' '.join(f'{name}={mesh.degree(name)}' for name in AXES)}, 3 steps in float64, against one device"
+    degrees = " ".join(f"{name}={mesh.degree(name)}" for name in AXES)
+    yield f"executed    {degrees}, {NUM_STEPS} steps in float64, against one device"
     yield f"loss        {proof.loss:.1e}, and gradient norm"
     yield f"gradients   {proof.gradient:.1e}"
     yield f"weights     {proof.weight:.1e}"

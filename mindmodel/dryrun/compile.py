@@ -25,7 +25,6 @@ from mindmodel.dryrun.translate import reason
 from mindmodel.errors import LayoutError
 from mindmodel.parallel.plans.decoder import decoder_plan
 
-
 FOLDER_PREFIX = "mindmodel-dryrun-"
 """Of temporary folders; the process id follows."""
 
@@ -88,8 +87,8 @@ def _remove_left_folders(parent: Path) -> None:
 def _environment(level: int) -> dict[str, str]:
     """What MindSpore reads while it is loaded, before the forks.
 
-    Errors of the compiler are logged: its exceptions do not give reasons. For the report of a step also the kernels that
-    are chosen, and a record of memory.
+    Errors of the compiler are logged: its exceptions do not give reasons. For the report of a step also the kernels
+    that are chosen, and a record of memory.
     """
     common = {
         "GLOG_v": "3",

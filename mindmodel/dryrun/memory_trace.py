@@ -1,6 +1,6 @@
-"""MindSpore's record of device memory: every block of one step, what made it and what used it; what is alive at the peak.
+"""MindSpore's record of device memory in one step: every block, what made and used it, and what is alive at the peak.
 
-Source: the files memory_block.csv and tracker_graph.ir that MindSpore 2.9 writes with MS_ALLOC_CONF=memory_tracker:True.
+Source: memory_block.csv and tracker_graph.ir, which MindSpore 2.9 writes with MS_ALLOC_CONF=memory_tracker:True.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Ascend training chips: memory, arithmetic and links. Pure Python.
 
-Source: peaks of public specification texts (they add the vector unit) and of FlagPerf's base benchmarks and MindSpeed-LLM
-(the matrix unit alone). Bandwidths are per chip, in one direction.
+Source: peaks of FlagPerf's base benchmarks and MindSpeed-LLM, which are the matrix unit's; public specification texts
+add the vector unit's. Bandwidths are per chip, in one direction.
 """
 
 from __future__ import annotations

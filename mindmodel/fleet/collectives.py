@@ -1,7 +1,7 @@
 """What a rank says to others in a training step, in closed form: count, bytes and dtype of every kind of collective.
 
-Each term names the operator that causes it. "Given up" in the backward pass is the transpose of what the forward pass
-did: of AllGather ReduceScatter, of ReduceScatter AllGather, of AllReduce AllReduce, of Send Receive.
+Each term names the operator that causes it. The backward pass does the transpose of what the forward pass did: of
+AllGather ReduceScatter, of ReduceScatter AllGather, of AllReduce AllReduce, of Send Receive.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def _of_a_micro_batch(sizes: RankSizes) -> Iterator[_Call]:
 
 
 def _embedding(sizes: RankSizes) -> Iterator[_Call]:
-    """Gather from a table cut over tp gives a sum, in the table's float32; given up in the backward pass."""
+    """Gather from a table cut over tp gives a sum, in the table's float32; transposed in the backward pass."""
     stream = sizes.tokens * sizes.recipe.model.hidden_size
     if sizes.recipe.parallel.sequence_parallel:
         yield _Call("ReduceScatter", ("tp",), "float32", 1, stream)
@@ -100,7 +100,7 @@ def _embedding(sizes: RankSizes) -> Iterator[_Call]:
 
 def _layers(sizes: RankSizes) -> Iterator[_Call]:
     """MatMul of attention.out and mlp.down gives a sum over tp; with sequence parallel what goes into MatMul of qkv and
-    gate_up is gathered. Given up in the backward pass. Recomputed is all but the sum at the layer's end.
+    gate_up is gathered. Transposed in the backward pass. Recomputed is all but the sum at the layer's end.
     """
     dtype, stream = sizes.recipe.train.compute_dtype, sizes.tokens * sizes.recipe.model.hidden_size
     layers, again = sizes.num_layers, _fully_recomputed(sizes)
@@ -116,7 +116,7 @@ def _fully_recomputed(sizes: RankSizes) -> int:
 
 
 def _context(sizes: RankSizes) -> Iterator[_Call]:
-    """FlashAttentionScore needs keys and values of all of cp; given up in the backward pass. Recomputed either way."""
+    """FlashAttentionScore needs keys and values of all of cp; transposed backwards. Recomputed either way."""
     model, dtype = sizes.recipe.model, sizes.recipe.train.compute_dtype
     assert model.num_kv_heads and model.head_size
     keys = sizes.tokens * sizes.width(model.num_kv_heads) * model.head_size
@@ -126,7 +126,7 @@ def _context(sizes: RankSizes) -> Iterator[_Call]:
 
 def _head_and_loss(sizes: RankSizes) -> Iterator[_Call]:
     """MatMul of the head as that of other columns. ReduceMax and both SumExt over the vocabulary, of which the sums are
-    given up; SumExt of the loss, and of the z-loss, over all tokens: it is given up where micro-batches add up. A later
+    transposed; SumExt of the loss, and of the z-loss, over all tokens: transposed where micro-batches add up. A later
     stage is fed its labels as they are cut by sequence, and OneHot wants them whole.
     """
     recipe, tokens = sizes.recipe, sizes.tokens
@@ -154,7 +154,8 @@ def _stage_borders(sizes: RankSizes) -> Iterator[_Call]:
 
 def _of_a_parameter(sizes: RankSizes, name: str, held: Held) -> Iterator[_Call]:
     """Gradients are summed in float32 over the ranks that hold copies: whole, or where the optimizer is sharded each
-    rank its slice. Weights are then gathered, after their Cast where that is the first operator on them.
+    rank its slice. Weights are then gathered, after their Cast where that is the first operator on them; where they are
+    sharded too again for the backward pass, but for the table: Gather does not need it there, and a tied head keeps it.
     """
     level, dtype = sizes.recipe.parallel.shard_optimizer, sizes.recipe.train.compute_dtype
     path = name if name in OUTSIDE else f"layers.0.{name}"
@@ -166,9 +167,12 @@ def _of_a_parameter(sizes: RankSizes, name: str, held: Held) -> Iterator[_Call]:
         yield _Call("AllReduce", axes, "float32", 0 if is_copy else held.count, whole)
         return
     micro_batches = sizes.recipe.parallel.micro_batches
+    is_table = name == "embedding.weight"
     scatters = 1 if level == "states" else micro_batches
-    gathers = micro_batches * _uses(name, sizes) if level == "parameters" else 1
-    gathered = "float32" if name == "embedding.weight" else dtype
+    if level == "gradients" and is_table and _uses_table_twice(sizes):
+        scatters *= 2
+    gathers = micro_batches * (1 if is_table else 2) if level == "parameters" else 1
+    gathered = "float32" if is_table else dtype
     yield _Call("ReduceScatter", axes, "float32", scatters * held.count, whole)
     yield _Call("AllGather", axes, gathered, gathers * held.count, own)
 
@@ -177,9 +181,9 @@ OUTSIDE = ("embedding.weight", "norm.weight", "head.weight")
 """Parameters that stand in no layer."""
 
 
-def _uses(name: str, sizes: RankSizes) -> int:
-    """In how many of the two passes a weight is needed: the backward pass of Gather needs no table."""
-    return 1 if name == "embedding.weight" and not sizes.recipe.model.tied_embeddings else 2
+def _uses_table_twice(sizes: RankSizes) -> bool:
+    """Whether a tied embedding is added to by Gather and by the head's MatMul, one after the other."""
+    return sizes.recipe.model.tied_embeddings and sizes.mesh.pp == 1 and sizes.accumulates
 
 
 def _of_a_tied_embedding(sizes: RankSizes) -> Iterator[_Call]:

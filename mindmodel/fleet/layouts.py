@@ -47,7 +47,7 @@ def highest_estimate(recipe: Recipe) -> MemoryEstimate:
 def fitting_layouts(recipe: Recipe, num_devices: int, usable_bytes: int, limit: int = 3) -> tuple[FittingLayout, ...]:
     """The layouts of all devices nearest to a recipe's that fit, those that change fewest keys first.
 
-    Of those that change the same keys the one that changes them least.
+    Of those that change the same keys the one that changes them least; none that changes more keys than it must.
 
     Batch, model and context parallelism stay; dp takes the devices that are left.
 
@@ -60,7 +60,7 @@ def fitting_layouts(recipe: Recipe, num_devices: int, usable_bytes: int, limit: 
     found: dict[tuple[str, ...], FittingLayout] = {}
     for parallel in sorted(_candidates(recipe, num_devices), key=lambda new: _distance(recipe.parallel, new)):
         near, keys = dataclasses.replace(recipe, parallel=parallel), tuple(_changed(recipe.parallel, parallel))
-        if keys in found or faults_of(near, LAYOUT_RULES):
+        if any(set(fewer) <= set(keys) for fewer in found) or faults_of(near, LAYOUT_RULES):
             continue
         peak = highest_estimate(near)
         if peak.total <= usable_bytes:

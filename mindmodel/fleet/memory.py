@@ -70,7 +70,7 @@ def _constants(rank: RankSizes) -> int:
     """Masks, cosines and sines, token ids.
 
     Micro-batches share one graph, of whose layers MindSpore copies the constants: for each pass, one pass more where a
-    layer is computed again. Where the graph's end is in the last of several chunks or stages, the masks too.
+    layer is computed again. Stages before the last have each constant twice, and copies of masks too.
     """
     recipe = rank.recipe
     table = rank.value_bytes * recipe.data.seq_len // rank.mesh.cp * (recipe.model.head_size or 0)
@@ -127,7 +127,11 @@ def _attention_values(rank: RankSizes) -> int:
 
 
 def _kept_of_layer(rank: RankSizes, recomputed: bool) -> int:
-    """Bytes that a layer keeps of one micro-batch."""
+    """Bytes that a layer keeps of one micro-batch.
+
+    `selective` keeps what goes into attention and SwiGLU; with micro-batches what comes out of them too, for MindSpore
+    then computes it again as soon as it is there.
+    """
     model, recompute = rank.recipe.model, rank.recipe.parallel.recompute if recomputed else "none"
     hidden, size = model.hidden_size, model.head_size or 0
     if recompute == "full":
@@ -136,7 +140,8 @@ def _kept_of_layer(rank: RankSizes, recomputed: bool) -> int:
     gate_up = 2 * rank.tokens * rank.width(model.ffn_size)
     if recompute == "selective":
         qkv = rank.tokens * rank.width(model.num_heads + 2 * (model.num_kv_heads or model.num_heads)) * size
-        return rank.value_bytes * (stream + gate_up + qkv)
+        results = gate_up // 2 + rank.tokens * rank.width(model.num_heads) * size
+        return rank.value_bytes * (stream + gate_up + qkv + (results if rank.accumulates else 0))
     statistics = STATISTICS_BYTES * rank.tokens * rank.width(model.num_heads)
     return rank.value_bytes * (stream + gate_up * 3 // 2 + _attention_values(rank)) + statistics
 

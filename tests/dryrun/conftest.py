@@ -62,7 +62,7 @@ LAYOUTS = {
     "dp2 gradients": recipe_of(dp=2, shard_optimizer="gradients", micro_batches=2),
     "dp4 parameters": recipe_of(dp=4, shard_optimizer="parameters"),
     "dp2 tp2 recompute": recipe_of(**FOUR, recompute="full"),
-    "dp2 tp2 recompute selective": recipe_of(**FOUR, recompute="selective"),
+    "tp2 recompute selective": recipe_of(tp=2, recompute="selective"),
     "dp2 tp2 tied qk_norm": recipe_of(**FOUR, family="qwen3", tied=True),
     "dp2 accumulated": recipe_of(dp=2, micro_batches=2, train=UNCLIPPED),
     "everything": recipe_of(**SEQUENCE, dp=2, pp=2, shard_optimizer="states", recompute="full", micro_batches=4),
@@ -74,8 +74,8 @@ WIDE = {"layers": 3, "hidden_size": 64, "ffn_size": 160}
 TIED = {"family": "qwen3", "tied": True}
 
 SIZES: dict[str, Recipe] = {
-    "deep gradients": recipe_of(
-        **DEEP, **TIED, dp=4, shard_optimizer="gradients", micro_batches=2, train={"z_loss": 1e-4}
+    "wide gradients": recipe_of(
+        **WIDE, **TIED, dp=2, tp=2, shard_optimizer="gradients", micro_batches=4, train={"z_loss": 1e-4}
     ),
     "deep everything": recipe_of(
         **DEEP, **SEQUENCE, cp=2, pp=2, stages=[3, 2], shard_optimizer="states", recompute="full", recompute_layers=1,
@@ -84,8 +84,8 @@ SIZES: dict[str, Recipe] = {
     "wide parameters": recipe_of(
         **WIDE, **SEQUENCE, dp=2, shard_optimizer="parameters", recompute="selective", micro_batches=2, train=BFLOAT16
     ),
-    "wide tied": recipe_of(**WIDE, **TIED, dp=2, tp=2, shard_optimizer="parameters", recompute="full", train=BFLOAT16),
-    "wide stages": recipe_of(**WIDE, dp=2, tp=2, pp=3, micro_batches=4),
+    "deep tied": recipe_of(**DEEP, **TIED, dp=4, shard_optimizer="parameters", recompute="full", train=BFLOAT16),
+    "deep stages": recipe_of(**DEEP, dp=2, pp=4, micro_batches=4),
 }
 """Compiled for the first and the last rank, to see what they say to the others."""
 
@@ -94,13 +94,13 @@ class Partition:
     """A layout, compiled.
 
     Attributes:
-        ranks: what the compiler made of each rank.
+        ranks, one: what the compiler made of each rank, and of one device.
         before: whole fresh weights by name.
     """
 
-    def __init__(self, recipe, ranks, alone, executions):
+    def __init__(self, recipe, ranks, one, executions):
         self.recipe, self.ranks, self.mesh = recipe, ranks, mesh_of(recipe.parallel)
-        self._alone, self._executions = alone, executions
+        self.one, self._executions = one, executions
 
     @cached_property
     def graphs(self):
@@ -112,15 +112,15 @@ class Partition:
 
     @cached_property
     def before(self):
-        arrays = self._alone.slices()
+        arrays = self.one.slices()
         return {name: array for name, array in arrays.items() if f"{MOMENT}{name}" in arrays}
 
     @property
     def alone(self):
         """What one device computes; once for all layouts that are compared with it."""
-        name = self._alone.job.name
+        name = self.one.job.name
         if name not in self._executions:
-            self._executions[name] = execute([self._alone], batches_of(self.recipe))
+            self._executions[name] = execute([self.one], batches_of(self.recipe))
         return self._executions[name]
 
     @cached_property
@@ -148,8 +148,8 @@ def partitions(standin, request):
     settings = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
     needed = list(dict.fromkeys(params["layout"] for params in settings if "layout" in params))
     references = {name: reference(LAYOUTS[name]) for name in needed if name in LAYOUTS}
-    alone = {recipe: Job(name=f"one-{number}", recipe=recipe, rank=0, level=0)
-             for number, recipe in enumerate(dict.fromkeys(references.values()))}
+    recipes = enumerate(dict.fromkeys(references.values()))
+    alone = {recipe: Job(name=f"one-{number}", recipe=recipe, rank=0, level=0) for number, recipe in recipes}
     ranks = {name: _jobs(name, f"layout-{number}-") for number, name in enumerate(needed)}
     with compiled([*alone.values(), *itertools.chain(*ranks.values())], 2) as results:
         executions = {}
@@ -175,6 +175,7 @@ def _jobs(name, prefix):
 def partition(partitions, layout):
     """The test's layout."""
     return partitions[layout]
+
 
 CODE = r"""
 #include <stdio.h>

@@ -12,6 +12,7 @@ from mindmodel.dryrun.compile import compiled
 from mindmodel.dryrun.jobs import Job
 from mindmodel.dryrun.prove import LR, MOMENT, NUM_STEPS, batches_of, execute
 from mindmodel.recipe.load import recipe_from_dict
+from mindmodel.recipe.rules import with_defaults
 
 RTOL = 1e-5
 SEQ_LEN, VOCAB_SIZE = 12, 67
@@ -42,7 +43,7 @@ def recipe_of(family: str):
         "train": {"steps": NUM_STEPS, "tokens_per_step": 2 * SEQ_LEN, "clip_norm": 0.5, "seed": 3},
         "runtime": {"device": "cpu", "cpu_kernels": "graph"},
     }
-    return recipe_from_dict(sections, "tests")
+    return with_defaults(recipe_from_dict(sections, "tests"))  # qwen3 with its QK-norm
 
 
 @pytest.fixture(scope="module")

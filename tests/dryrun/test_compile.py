@@ -10,11 +10,12 @@ import pytest
 
 from mindmodel.dryrun import compile as compile_module
 from mindmodel.dryrun.compile import compiled
-from mindmodel.dryrun.jobs import Job
+from mindmodel.dryrun.jobs import LOG_NAME, Job
 from mindmodel.dryrun.prove import MOMENT, axes_by_name
 from mindmodel.errors import LayoutError
 from mindmodel.parallel.mesh import local_shape, local_slice, stage_of
 from mindmodel.parallel.plans.decoder import decoder_plan
+from mindmodel.recipe.rules import with_degrees
 
 
 def held(partition):
@@ -58,7 +59,7 @@ def test_what_a_rank_cost_is_reported(partition):
 
 @pytest.fixture
 def job(small_recipe):
-    return Job(name="rank-1", recipe=small_recipe, rank=1, level=0)
+    return Job(name="rank-0", recipe=with_degrees(small_recipe, dp=1), rank=0, level=0)
 
 
 @pytest.fixture
@@ -68,13 +69,21 @@ def temporary(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_a_rank_that_does_not_compile_is_named_with_the_reason(standin, job, temporary, monkeypatch):
-    def child(folder, environment, progress):
-        (folder / job.name / "log.txt").write_text("RuntimeError: Failure: operator Add init failed\n")
+@pytest.mark.parametrize(
+    "code, match",
+    [
+        (1, "rank 0 of 1 does not compile: .*operator Add init failed"),
+        (-9, "rank 0 of 1: its compilation was killed, most likely because .* memory ran out. Free memory, or use"),
+        (-11, r"rank 0 of 1: its compilation was ended by signal 11 \(SIGSEGV\)"),
+    ],
+)
+def test_a_rank_that_does_not_compile_is_named_with_the_reason(standin, job, temporary, monkeypatch, code, match):
+    def child(folder, *_):
+        (folder / job.name / LOG_NAME).write_text("RuntimeError: Failure: operator Add init failed\n")
+        return {job.name: code}
 
     monkeypatch.setattr(compile_module, "_run_child", child)
-    job = Job(name=job.name, recipe=job.recipe, rank=0, level=0)
-    with pytest.raises(LayoutError, match="rank 0 of 1 does not compile: .*operator Add init failed"):
+    with pytest.raises(LayoutError, match=match):
         with compiled([job], 1):
             pass
     assert not list(temporary.iterdir())

@@ -119,7 +119,8 @@ def sums_of_gradients_over_another_axis(graphs, slices):
     """Over tp, whose ranks hold other slices of the same shape."""
 
     def edit(node, primitive):
-        if primitive.name == "AllReduce" and is_gradient_sum(node) and primitive.attributes["group_rank_ids"] == over_dp:
+        group = primitive.attributes.get("group_rank_ids")
+        if primitive.name == "AllReduce" and is_gradient_sum(node) and group == over_dp:
             return node, with_attributes(primitive, group="tp", group_rank_ids=over_tp)
         return None
 

@@ -94,7 +94,7 @@ def test_the_mesh_of_a_recipe_has_its_degrees():
 
 @pytest.mark.parametrize(
     "layers, stages, expected",
-    [(8, 4, (2, 2, 2, 2)), (9, 4, (2, 3, 2, 2)), (10, 4, (2, 3, 3, 2)), (5, 2, (3, 2)), (7, 3, (2, 3, 2)), (3, 3, (1, 1, 1))],
+    [(8, 4, (2, 2, 2, 2)), (9, 4, (2, 3, 2, 2)), (10, 4, (2, 3, 3, 2)), (5, 2, (3, 2)), (7, 3, (2, 3, 2))],
 )
 def test_layers_that_do_not_divide_go_to_the_middle_stages(layers, stages, expected):
     assert balanced_stages(layers, stages) == expected

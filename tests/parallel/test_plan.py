@@ -33,8 +33,7 @@ def test_a_rule_may_name_several_paths_and_a_path_have_several_rules():
 
 
 def test_a_rule_that_names_nothing_is_refused_with_paths_like_it():
-    match_text = r"plan: 'c\.weight' names no operator of the model\. It has a\.weight, b\.weight\. Mend the plan's rule\."
-    with pytest.raises(LayoutError, match=match_text):
+    with pytest.raises(LayoutError, match=r"'c\.weight' names no operator .* It has a\.weight, b\.weight\. Mend"):
         match(["a.weight", "b.weight", "b.bias"], rules("*.weight", "c.weight"), "operator")
     with pytest.raises(LayoutError, match=r"'c\.scale' names no operator of the model\. It has none alike\."):
         match(["a.weight"], rules("c.scale"), "operator")
@@ -48,7 +47,7 @@ def test_every_path_finds_its_rule():
 
 
 def test_a_path_without_a_rule_is_refused():
-    with pytest.raises(LayoutError, match=r"plan: no rule for operator b, c; .*Add a rule .* in mindmodel/parallel/plans\."):
+    with pytest.raises(LayoutError, match=r"plan: no rule for operator b, c; .*Add a rule .* mindmodel/parallel/plans"):
         match_all(["a", "b", "c"], rules("a"), "operator")
 
 

@@ -8,17 +8,24 @@ from pathlib import Path
 import pytest
 
 from mindmodel.cli.recipe import quantity
+from mindmodel.fleet.layouts import highest_estimate
 from mindmodel.recipe.dump import recipe_to_yaml
 from mindmodel.recipe.estimate import estimate, known_vocab_size
+from mindmodel.recipe.layout_rules import DEGREES
 from mindmodel.recipe.load import load_recipe, load_run_recipe
 from mindmodel.recipe.rules import resolve_degrees
 from mindmodel.recipe.schema import Recipe
 from mindmodel.recipe.text import read_mapping
 
+USABLE_BYTES = 59_392 * 2**20
+"""Of a chip with 64 GiB."""
+
 FOLDER = Path(__file__).parents[2] / "recipes"
 FILES = sorted(path for path in FOLDER.rglob("*.yaml") if not path.stem.endswith("_model"))
 BASES = sorted(FOLDER.rglob("*_model.yaml"))
-ROW = re.compile(r"^\| \[(.+?)\]\((.+?)\) \| (.+?) \| (.+?) \| (?:a laptop|(\d+) chips) \|", re.MULTILINE)
+ROW = re.compile(
+    r"^\| \[(.+?)\]\((.+?)\) \| (.+?) \| (.+?) \| (?:a laptop|(\d+) chips) \| (.+?) \| (.+) \|$", re.MULTILINE
+)
 ROWS = ROW.findall((FOLDER / "README.md").read_text())
 
 
@@ -63,7 +70,23 @@ def test_the_table_names_every_recipe_once():
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
 def test_the_table_tells_parameters_tokens_and_a_number_of_chips_that_fits(row):
-    _, file, parameters, tokens, chips = row
+    _, file, parameters, tokens, chips, layout, _ = row
     recipe = load_recipe(FOLDER / file)
     assert (parameters, tokens) == (quantity(need(recipe).parameters.total), quantity(need(recipe).tokens))
-    resolve_degrees(recipe, int(chips or 1))
+    parallel = resolve_degrees(recipe, int(chips or 1)).parallel
+    degrees = [f"{name} {getattr(parallel, name)}" for name in DEGREES if getattr(parallel, name) > 1]
+    assert layout == (" ".join(degrees) or "one device")
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row[4]], ids=lambda row: row[0])
+def test_a_name_tells_the_number_of_chips_where_a_size_has_several(row):
+    number = re.search(r"_(\d+)$", row[0])
+    assert number is None or number[1] == row[4]
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row[4]], ids=lambda row: row[0])
+def test_it_fits_its_chips_with_a_tenth_of_the_memory_left(row):
+    recipe = resolve_degrees(load_recipe(FOLDER / row[1]), int(row[4]))
+    needed = highest_estimate(recipe).total
+    assert needed < 0.9 * USABLE_BYTES
+    assert f"{needed / 2**30:.0f} GiB a chip estimated" in row[6]
