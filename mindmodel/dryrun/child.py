@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import Any, Callable
 
@@ -38,7 +39,7 @@ def main(folder: Path) -> None:
     while waiting or running:
         while waiting and len(running) < at_once:
             job = waiting.pop(0)
-            running[_forked(lambda job=job: _compile(job, folder / job.name), folder / job.name)] = job.name
+            running[_forked(partial(_compile, job, folder / job.name), folder / job.name)] = job.name
         process, status = os.wait()
         print(running.pop(process), os.waitstatus_to_exitcode(status), flush=True)
 

@@ -124,7 +124,8 @@ class HeadLossAscend(nn.Cell):
         self.denominator, self.picked, self.total = SumExt(), SumExt(), SumExt()
         self.one_hot, self.pick = ops.OneHot(), ops.Mul()
         self.counts, self.row_loss, self.keep = ops.GreaterEqual(), ops.Sub(), ops.Mul()
-        self.log_denominator, self.square, self.keep_square, self.total_square = ops.Add(), ops.Mul(), ops.Mul(), SumExt()
+        self.log_denominator, self.square = ops.Add(), ops.Mul()
+        self.keep_square, self.total_square = ops.Mul(), SumExt()
 
     def construct(self, hidden, weight, labels):
         logits = ops.cast(self.linear(hidden, weight), mstype.float32)

@@ -16,7 +16,6 @@ from mindmodel.parallel.plan import LayoutRule, Plan, match, match_all, sharded_
 from mindmodel.recipe.schema import ParallelSection, TrainSection
 from mindmodel.train.optim import AdamW
 
-
 OPTIMIZER_LEVELS = {"states": "level1", "gradients": "level2", "parameters": "level3"}
 
 
@@ -95,9 +94,9 @@ def partitioned(step: nn.Cell, parallel: ParallelSection) -> AutoParallel:
     """The step as this process's rank compiles it; every rank is given the whole global batch."""
     whole = AutoParallel(step, parallel_mode="semi_auto")
     whole.dataset_strategy("full_batch")
-    if parallel.pp > 1:
-        whole.pipeline(stages=parallel.pp, interleave=parallel.interleave > 1, scheduler="1f1b")
+    stages = mesh_of(parallel).pp
+    if stages > 1:
+        whole.pipeline(stages=stages, interleave=parallel.interleave > 1, scheduler="1f1b")
     if parallel.shard_optimizer != "none":
         whole.hsdp(threshold=0, optimizer_level=OPTIMIZER_LEVELS[parallel.shard_optimizer])
     return whole
-

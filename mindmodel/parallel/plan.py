@@ -18,7 +18,7 @@ SHOWN_PATHS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class LayoutRule:
-    """Over which axes the operands of an operator are cut, one entry an operand, and where it is not implied its result."""
+    """Over which axes an operator's operands are cut, one entry each; and its result, where that is not implied."""
 
     path: str
     inputs: tuple[Axes, ...]
@@ -67,7 +67,7 @@ class Plan:
         return match_all([parameter], self.parameters, "parameter", every_rule=False)[parameter].axes
 
     def stage_of(self, parameter: str) -> int:
-        """The pipeline stage that holds a parameter; of one that two stages use (a tied embedding) the one that updates it.
+        """The pipeline stage that holds a parameter; of a tied embedding, which two use, the one that updates it.
 
         MindSpore sends it to the other stage before a step and its gradient back; the copy there is out of date.
         """

@@ -148,6 +148,29 @@ def sharded_optimizer_has_ranks(recipe: Recipe) -> Iterator[Fault]:
         yield Fault("parallel.shard_optimizer", f"{text}. Use none, or dp of 2 or more.")
 
 
+def tied_stages_keep_parameters_whole(recipe: Recipe) -> Iterator[Fault]:
+    """The embedding is sent to the last stage, and MindSpore cannot gather there what it has cut for the first."""
+    parallel = recipe.parallel
+    if parallel.shard_optimizer == "parameters" and recipe.model.tied_embeddings and known(parallel.pp) > 1:
+        text = f"'parameters' does not compile with 'pp={parallel.pp}' and tied_embeddings. Use states or gradients."
+        yield Fault("parallel.shard_optimizer", text)
+
+
+def devices_make_whole_nodes(recipe: Recipe) -> Iterator[Fault]:
+    """MindSpore takes 1, 2 or 4 Ascend devices, or a multiple of 8; any number of CPU processes, which have dp only."""
+    degrees = [getattr(recipe.parallel, name) for name in DEGREES]
+    if "auto" in degrees:
+        return
+    devices = math.prod(degrees)
+    if recipe.runtime.device != "ascend" and devices == recipe.parallel.dp:
+        return
+    if devices not in (1, 2, 4) and devices % 8:
+        product = " * ".join(DEGREES)
+        takes = "MindSpore takes 1, 2, 4 or a multiple of 8 Ascend devices"
+        text = f"'{product}' is {devices} devices, and {takes}. Change a degree."
+        yield Fault("parallel.dp", text)
+
+
 def gradients_are_reduced_in_float32(recipe: Recipe) -> Iterator[Fault]:
     if recipe.parallel.reduce_dtype == "compute" and recipe.train.compute_dtype != "float32":
         dtype = recipe.train.compute_dtype
@@ -166,5 +189,7 @@ LAYOUT_RULES = (
     pipeline_is_filled,
     interleaved_chunks_are_equal,
     sharded_optimizer_has_ranks,
+    tied_stages_keep_parameters_whole,
+    devices_make_whole_nodes,
     gradients_are_reduced_in_float32,
 )

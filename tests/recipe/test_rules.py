@@ -90,6 +90,17 @@ CASES = {
         "command line, parallel.shard_optimizer: 'states' would change nothing: it splits over dp * cp ranks, and that "
         "is one. Use none, or dp of 2 or more.",
     ),
+    "tied_stages_keep_parameters_whole": (
+        ["parallel.shard_optimizer=parameters", "parallel.dp=2", "parallel.pp=2", "parallel.micro_batches=2",
+         "model.tied_embeddings=true"],
+        "command line, parallel.shard_optimizer: 'parameters' does not compile with 'pp=2' and tied_embeddings. Use "
+        "states or gradients.",
+    ),
+    "devices_make_whole_nodes": (
+        ["parallel.dp=1", "parallel.pp=3", "parallel.micro_batches=4"],
+        "command line, parallel.dp: 'pp * dp * cp * tp' is 3 devices, and MindSpore takes 1, 2, 4 or a multiple of 8 "
+        "Ascend devices. Change a degree.",
+    ),
     "gradients_are_reduced_in_float32": (
         ["parallel.reduce_dtype=compute", "train.compute_dtype=bfloat16"],
         "command line, parallel.reduce_dtype: 'compute' would sum gradients in bfloat16, which the training step "
