@@ -96,6 +96,8 @@ class AccumulatingStep(RankStep):
         super().__init__(network, optimizer, train, totals)
         self.sharded = sharded
         self.accu_grads = self.weights.clone(prefix="accu_grads", init="zeros")  # MindSpore finds them by this name
+        self.outlives_infinity = train.check_finite == "skip"
+        self.finite = device_kernels().adamw.finite_or_zero()
 
     def construct(self, ids, labels):
         loss = self.network(ids, labels)
@@ -106,7 +108,11 @@ class AccumulatingStep(RankStep):
         )
         cleared = ()
         for i in range(len(summed)):
-            total = ops.depend(summed[i], loss)
-            # subtracted from itself: a zero tensor of the graph would be as large again
-            cleared = cleared + (ops.assign_sub(total, total),)
+            cleared = cleared + (self.clear(ops.depend(summed[i], loss)),)
         return ops.depend(loss, cleared), norm, apply
+
+    def clear(self, total):
+        """Make a sum zero, from its own values: a zero tensor of the graph would be as large again."""
+        if self.outlives_infinity:
+            return ops.assign(total, self.finite(total, Tensor(0.0, mstype.float32)))
+        return ops.assign_sub(total, total)
