@@ -205,6 +205,12 @@ def chunks_of_a_stage_exchanged(graphs, slices):
     slices[0] = {exchange_of(name, exchanged): array for name, array in slices[0].items()}
 
 
+@control("pp2 uneven")
+def layers_of_a_longer_stage_exchanged(graphs, slices):
+    exchanged = {"layers.1.": "layers.2.", "layers.2.": "layers.1."}
+    slices[1] = {exchange_of(name, exchanged): array for name, array in slices[1].items()}
+
+
 def exchange_of(name, exchanged):
     for old, new in exchanged.items():
         if old in name:
