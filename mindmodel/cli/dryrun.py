@@ -21,7 +21,7 @@ from mindmodel.dryrun.memory_trace import KINDS
 from mindmodel.dryrun.prove import NUM_STEPS, TOLERANCE, Proof, jobs_of, prove, reference
 from mindmodel.dryrun.report import RankReport
 from mindmodel.dryrun.run import dry_run, jobs_at_once, ranks_that_differ
-from mindmodel.errors import RecipeError
+from mindmodel.errors import LayoutError, RecipeError
 from mindmodel.fleet.chips import DEFAULT_CHIP, Chip, find_chip
 from mindmodel.fleet.layouts import fitting_layouts
 from mindmodel.fleet.memory import estimate_memory
@@ -63,6 +63,8 @@ def run(args: argparse.Namespace) -> int:
     recipe = _with_vocabulary(recipe)
     at_once = jobs_at_once(recipe, args.jobs or usable_cores(), memory())
     ranks = tuple(dict.fromkeys(args.rank or ranks_that_differ(mesh_of(recipe.parallel))))
+    if max(ranks) >= args.devices:
+        raise LayoutError(f"--rank {max(ranks)}: there are {args.devices} ranks, from 0 to {args.devices - 1}.")
     if not args.json:
         terminal.say("\n".join(_layout_lines(recipe, ranks)))
     reports = dry_run(recipe, ranks, at_once, _progress(terminal, len(ranks)))
