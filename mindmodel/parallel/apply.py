@@ -72,7 +72,7 @@ def laid_out_step(
     apply_plan(network, plan, mesh)
     shares = tuple(_share(parameter, plan, mesh, rank, sharded) for parameter in optimizer.parameters)
     totals = GlobalTotals(shares, mesh.stage_size)
-    single = OnlyLoss(network)
+    single = OnlyLoss(network, train.z_loss > 0)
     if parallel.micro_batches == 1 and mesh.pp == 1:
         return RankStep(single, optimizer, train, totals)
     single.cell_init_args = "lazy_inline_OnlyLoss"  # the micro-batches share one graph

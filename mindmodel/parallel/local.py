@@ -44,14 +44,24 @@ class GlobalTotals(nn.Cell):
 
 
 class OnlyLoss(nn.Cell):
-    """A network's first output: MindSpore's micro-batching adds up a single tensor."""
+    """A network's two outputs as one, for MindSpore's micro-batching adds up a single tensor.
 
-    def __init__(self, network: nn.Cell):
+    Args:
+        network: gives the sum to differentiate, and the cross entropy that is reported.
+        differ: whether the two differ.
+
+    Inputs: as the network's. Outputs: the cross entropy, with the gradient of the sum to differentiate.
+    """
+
+    def __init__(self, network: nn.Cell, differ: bool):
         super().__init__(auto_prefix=False)
-        self.network = network
+        self.network, self.differ = network, differ
 
     def construct(self, ids, labels):
-        return self.network(ids, labels)[0]
+        total, entropy = self.network(ids, labels)
+        if self.differ:
+            total = total + ops.stop_gradient(entropy - total)
+        return total
 
 
 class RankStep(TrainStep):
@@ -61,7 +71,7 @@ class RankStep(TrainStep):
     input goes anywhere but into the network: else MindSpore's pipeline does not find it. So `num_labels` and `lr` are
     parameters, set by `set_scalars` before every step.
 
-    Inputs: ids and labels int32 [sequences, S]. Outputs: as TrainStep's; the loss with its z-loss.
+    Inputs: ids and labels int32 [sequences, S]. Outputs: as TrainStep's.
     """
 
     def __init__(self, network: nn.Cell, optimizer: AdamW, train: TrainSection, totals: nn.Cell):

@@ -64,7 +64,7 @@ LAYOUTS = {
     "dp2 tp2 recompute": recipe_of(**FOUR, recompute="full"),
     "tp2 recompute selective": recipe_of(tp=2, recompute="selective"),
     "dp2 tp2 tied qk_norm": recipe_of(**FOUR, family="qwen3", tied=True),
-    "dp2 accumulated": recipe_of(dp=2, micro_batches=2, train=UNCLIPPED),
+    "dp2 accumulated": recipe_of(dp=2, micro_batches=2, train={**UNCLIPPED, "z_loss": 0.01}),
     "everything": recipe_of(**SEQUENCE, dp=2, pp=2, shard_optimizer="states", recompute="full", micro_batches=4),
 }
 """Executed by all ranks and held against one device."""
