@@ -107,7 +107,7 @@ class AccumulatingStep(RankStep):
         self.sharded = sharded
         self.accu_grads = self.weights.clone(prefix="accu_grads", init="zeros")  # MindSpore finds them by this name
         self.outlives_infinity = train.check_finite == "skip"
-        self.finite = device_kernels().adamw.finite_or_zero()
+        self.finite = optimizer.update.finite
 
     def construct(self, ids, labels):
         loss = self.network(ids, labels)

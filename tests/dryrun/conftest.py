@@ -145,7 +145,8 @@ def pytest_generate_tests(metafunc):
 @pytest.fixture(scope="session")
 def partitions(standin, request):
     """The layouts that the tests of this session need: MindSpore is loaded once, then each rank is a fork."""
-    settings = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
+    users = (item for item in request.session.items if "partitions" in item.fixturenames)
+    settings = [item.callspec.params for item in users if hasattr(item, "callspec")]
     needed = list(dict.fromkeys(params["layout"] for params in settings if "layout" in params))
     references = {name: reference(LAYOUTS[name]) for name in needed if name in LAYOUTS}
     recipes = enumerate(dict.fromkeys(references.values()))
