@@ -17,14 +17,13 @@ from typing import Callable, Iterator, Sequence
 
 from mindmodel.cli.arguments import at_least
 from mindmodel.cli.recipe import quantity
-from mindmodel.dryrun.memory_trace import KINDS
 from mindmodel.dryrun.prove import NUM_STEPS, TOLERANCE, Proof, jobs_of, prove, reference
 from mindmodel.dryrun.report import RankReport
 from mindmodel.dryrun.run import dry_run, jobs_at_once, ranks_that_differ
 from mindmodel.errors import LayoutError, RecipeError
 from mindmodel.fleet.chips import DEFAULT_CHIP, Chip, find_chip
 from mindmodel.fleet.layouts import fitting_layouts
-from mindmodel.fleet.memory import estimate_memory
+from mindmodel.fleet.memory import KINDS, estimate_memory
 from mindmodel.machine import memory, usable_cores
 from mindmodel.parallel.mesh import AXES, mesh_of
 from mindmodel.recipe.estimate import known_vocab_size, parameters

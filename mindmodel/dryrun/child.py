@@ -23,7 +23,6 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from mindmodel.dryrun.jobs import GRAPH_NAME, JOBS_NAME, LOG_NAME, RESULT_NAME, SLICES_NAME, Job, read_jobs
-from mindmodel.recipe.schema import Recipe
 
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
@@ -81,7 +80,7 @@ def _compile(job: Job, folder: Path) -> None:
     ms.set_device("Ascend")
     ms.set_recursion_limit(20000)
     init()
-    result = _run(job.recipe, job.rank) if job.level else _graph_and_slices(job.recipe, job.rank)
+    result = _run(job) if job.level else _graph_and_slices(job)
     usage = resource.getrusage(resource.RUSAGE_SELF)
     result["seconds"] = time.monotonic() - began
     result["cpu_s"] = usage.ru_utime + usage.ru_stime
@@ -89,16 +88,16 @@ def _compile(job: Job, folder: Path) -> None:
     Path(RESULT_NAME).write_text(json.dumps(result))
 
 
-def _inputs(recipe: Recipe) -> list[Any]:
+def _inputs(job: Job) -> list[Any]:
     """What the step is given: a global batch, and on one device the learning rate."""
     import mindspore as ms
 
-    shape = recipe.sequences_per_step, recipe.data.seq_len
+    shape = job.recipe.sequences_per_step, job.recipe.data.seq_len
     ids = ms.Tensor(np.zeros(shape, np.int32))
-    return [ids, ids, ms.Tensor(0.0, ms.float32)] if _ranks(recipe) == 1 else [ids, ids]
+    return [ids, ids, ms.Tensor(0.0, ms.float32)] if job.num_ranks == 1 else [ids, ids]
 
 
-def _graph_and_slices(recipe: Recipe, rank: int) -> dict[str, Any]:
+def _graph_and_slices(job: Job) -> dict[str, Any]:
     """Write the partitioned graph before any kernel is chosen, and this rank's slices of fresh weights."""
     from mindspore.common.api import _cell_graph_executor
 
@@ -106,10 +105,11 @@ def _graph_and_slices(recipe: Recipe, rank: int) -> dict[str, Any]:
     from mindmodel.parallel.apply import partitioned
     from mindmodel.train.build import build
 
-    built = build(recipe, rank)
+    recipe = job.recipe
+    built = build(recipe, job.rank)
     initialize(built.decoder, recipe.model, recipe.train.seed)
-    step = built.step if _ranks(recipe) == 1 else partitioned(built.step, recipe.parallel)
-    key, _ = _cell_graph_executor.compile(step, *_inputs(recipe), phase="train", do_convert=False)
+    step = built.step if job.num_ranks == 1 else partitioned(built.step, recipe.parallel)
+    key, _ = _cell_graph_executor.compile(step, *_inputs(job), phase="train", do_convert=False)
     Path(GRAPH_NAME).write_bytes(_cell_graph_executor._get_func_graph_proto(step, key, "mind_ir"))
     parameters = list(built.step.get_parameters())
     save_file({p.name: np.asarray(p.asnumpy(), order="C") for p in parameters}, SLICES_NAME)
@@ -117,13 +117,7 @@ def _graph_and_slices(recipe: Recipe, rank: int) -> dict[str, Any]:
     return {"layouts": {name: [list(layout[0]), list(layout[1])] for name, layout in layouts.items()}}
 
 
-def _ranks(recipe: Recipe) -> int:
-    from mindmodel.parallel.mesh import mesh_of
-
-    return mesh_of(recipe.parallel).num_devices
-
-
-def _run(recipe: Recipe, rank: int) -> dict[str, Any]:
+def _run(job: Job) -> dict[str, Any]:
     """Compile with kernels and let MindSpore play one step: the peak of its memory."""
     import mindspore as ms
     from mindspore.nn.utils import no_init_parameters
@@ -132,12 +126,12 @@ def _run(recipe: Recipe, rank: int) -> dict[str, Any]:
     from mindmodel.train.build import build
 
     with no_init_parameters():
-        built = build(recipe, rank)
+        built = build(job.recipe, job.rank)
     step = built.step
-    if _ranks(recipe) > 1:
-        step = partitioned(step, recipe.parallel)
+    if job.num_ranks > 1:
+        step = partitioned(step, job.recipe.parallel)
         step.no_init_parameters_in_compile()
-    for output in step(*_inputs(recipe)):
+    for output in step(*_inputs(job)):
         output.asnumpy()
     return {"peak_bytes": ms.runtime.max_memory_allocated()}
 

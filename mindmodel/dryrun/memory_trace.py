@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Iterator, Mapping
 
+from mindmodel.fleet.memory import KINDS
+
 BLOCKS_NAME, GRAPH_NAME = "memory_block.csv", "tracker_graph.ir"
 TASK = re.compile(r"\((.*?)\) = (.+?)\((.*?)\), task_info: ")
 KEY, SHAPE = re.compile(r"%(\d+)"), re.compile(r"\w+:\[([\d, ]*)\]")
 OPERATOR = re.compile(r"(?:.*/)?(\w+?)(?:-op\w*)?")
 
-KINDS = ("weights", "optimizer", "gradients", "activations", "logits", "other")
 PREFIXES = {"first_moment.": "optimizer", "second_moment.": "optimizer", "accu_grads.": "gradients"}
 COPIES = ("Cast", "AllGather", "TensorMove", "Load")
 """Operators whose result is a weight when their operand is one: in another dtype, or gathered."""
