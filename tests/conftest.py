@@ -58,6 +58,17 @@ def native_library(cache_of_the_tests):
     return path
 
 
+@pytest.fixture(scope="session")
+def standin(cache_of_the_tests):
+    """Folder of the stand-in for CANN, built for this session."""
+    from mindmodel.dryrun.standin import find_or_build
+    from mindmodel.machine import cpp_compiler
+
+    if cpp_compiler() is None:
+        pytest.skip("the stand-in for CANN needs a compiler: apt-get install g++")
+    return find_or_build()
+
+
 @pytest.fixture
 def compiling(runtime):
     """A block in which graphs may be compiled: what the compiler prints and writes stays out of the way."""

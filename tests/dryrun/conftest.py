@@ -189,16 +189,6 @@ int hcclOwn(void) { return puts(names[0]) + aclInit(names[1]) + unrelated(); }
 
 
 @pytest.fixture(scope="session")
-def standin(cache_of_the_tests):
-    """Folder of the stand-in for CANN, built for this session."""
-    from mindmodel.dryrun.standin import find_or_build
-
-    if cpp_compiler() is None:
-        pytest.skip("the stand-in for CANN needs a compiler: apt-get install g++")
-    return find_or_build()
-
-
-@pytest.fixture(scope="session")
 def plugin_library(tmp_path_factory):
     """A library that lacks a function of CANN, needs a library of it, and names others."""
     compiler, folder = cpp_compiler(), tmp_path_factory.mktemp("plugin")

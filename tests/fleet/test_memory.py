@@ -9,9 +9,7 @@ import pytest
 from mindmodel.dryrun.compile import compiled
 from mindmodel.dryrun.jobs import Job
 from mindmodel.dryrun.report import report_of
-from mindmodel.dryrun.standin import find_or_build
 from mindmodel.fleet.memory import KINDS, MASK_BYTES, estimate_memory
-from mindmodel.machine import cpp_compiler
 from mindmodel.recipe.load import recipe_from_dict
 from mindmodel.recipe.rules import with_defaults
 
@@ -132,11 +130,8 @@ LAYOUTS = {
 
 
 @pytest.fixture(scope="module")
-def reports(cache_of_the_tests):
+def reports(standin):
     """What the compiler says of each layout."""
-    if cpp_compiler() is None:
-        pytest.skip("the stand-in for CANN needs a compiler: apt-get install g++")
-    find_or_build()
     jobs = {
         name: Job(name=f"layout-{number}", recipe=recipe, rank=rank, level=1)
         for number, (name, (recipe, rank)) in enumerate(LAYOUTS.items())
