@@ -25,5 +25,9 @@ class ConversionError(MindModelError):
     """A Hugging Face folder that cannot be read, or weights that do not fit the model."""
 
 
+class LaunchError(MindModelError):
+    """Processes that cannot be started or cannot meet: nodes, ports, devices, programs."""
+
+
 class TrainingError(Exception):
     """A run that failed while it ran, such as a loss that is not finite; the command line exits with 3."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from typing import Optional
 
 from mindmodel.machine import cpp_compiler, usable_cores
@@ -11,6 +12,9 @@ from mindmodel.machine import cpp_compiler, usable_cores
 # core that MatMul's own threads need. TensorBoard's and MindSpore's protobuf files agree only in the Python version.
 DEFAULTS = {"GLOG_v": "3", "OMP_WAIT_POLICY": "PASSIVE", "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "python"}
 
+
+WORKERS_HERE = "MINDMODEL_WORKERS_HERE"
+"""Set by `mindmodel launch`: the workers of this node."""
 
 SPINS = "30000"
 """How often a thread of the native kernels looks for its next work before it sleeps, about 50 us.
@@ -36,9 +40,33 @@ def prepare_environment(threads: Optional[int] = None, cpu_kernels: str = "auto"
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // _workers())))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """This process among those of a job, from what msrun has put into its environment.
+
+    Attributes:
+        rank: of this process, 0 to num_ranks - 1.
+        num_ranks: workers on all nodes.
+        is_scheduler: whether it only lets the workers find one another.
+    """
+
+    rank: int = 0
+    num_ranks: int = 1
+    is_scheduler: bool = False
+
+
+def place() -> Place:
+    """This process's place; alone when msrun did not start it."""
+    role = os.environ.get("MS_ROLE")
+    if role not in ("MS_WORKER", "MS_SCHED"):
+        return Place()
+    rank, num_ranks = int(os.environ.get("MS_NODE_ID", "0")), int(os.environ.get("MS_WORKER_NUM", "1"))
+    return Place(rank=rank, num_ranks=num_ranks, is_scheduler=role == "MS_SCHED")
+
+
 def _workers() -> int:
-    """Processes that msrun started together and that share this machine's cores."""
-    return int(os.environ.get("MS_WORKER_NUM", "1")) if os.environ.get("MS_ROLE") == "MS_WORKER" else 1
+    """Processes that share this machine's cores: those that were launched on it together."""
+    return int(os.environ.get(WORKERS_HERE, str(place().num_ranks)))
 
 
 def num_threads() -> int:

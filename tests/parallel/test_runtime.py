@@ -94,3 +94,14 @@ def test_a_reader_that_goes_away_does_not_end_mindspores_kernel_compiler(compili
     os.close(writer)
     with compiling():
         assert Fused(2.5)(zeros).asnumpy().tolist() == [0.0, 0.0]
+
+
+def test_a_worker_of_msrun_knows_its_rank_and_shares_the_cores(monkeypatch):
+    monkeypatch.setenv("MS_ROLE", "MS_WORKER")
+    monkeypatch.setenv("MS_NODE_ID", "3")
+    monkeypatch.setenv("MS_WORKER_NUM", "8")
+    assert environment.place() == environment.Place(rank=3, num_ranks=8)
+    monkeypatch.setenv("MS_ROLE", "MS_SCHED")
+    assert environment.place().is_scheduler
+    monkeypatch.delenv("MS_ROLE")
+    assert environment.place() == environment.Place()
