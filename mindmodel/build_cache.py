@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Callable, Iterator
 
+import mindmodel
 from mindmodel.errors import MindModelError
 from mindmodel.files import file_inside, read_json, sha256_of
 from mindmodel.machine import cache_folder
@@ -27,6 +29,14 @@ BUILD_LIMIT_S = 300
 
 class BuildError(MindModelError):
     """What must be built or loaded on this machine cannot be."""
+
+
+def source_digest() -> str:
+    """SHA-256 of all of this package's Python sources and their places in it."""
+    package = Path(mindmodel.__file__).parent
+    sources = sorted(package.rglob("*.py"))
+    text = "".join(f"{path.relative_to(package)} {sha256_of(path)}\n" for path in sources)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def find_or_make(room: str, key: str, make: Callable[[Path], None]) -> Path:

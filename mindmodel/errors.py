@@ -31,3 +31,8 @@ class LaunchError(MindModelError):
 
 class TrainingError(Exception):
     """A run that failed while it ran, such as a loss that is not finite; the command line exits with 3."""
+
+
+def first_line(error: BaseException) -> str:
+    """Of an error's text, which MindSpore makes pages long; its class where there is none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")

@@ -16,7 +16,7 @@ import sys
 from typing import Callable, Iterator, Sequence
 
 from mindmodel.cli.arguments import at_least
-from mindmodel.cli.recipe import quantity
+from mindmodel.cli.recipe import filling, quantity
 from mindmodel.dryrun.prove import NUM_STEPS, TOLERANCE, Proof, jobs_of, prove, reference
 from mindmodel.dryrun.report import RankReport
 from mindmodel.dryrun.run import dry_run, jobs_at_once, ranks_that_differ
@@ -113,13 +113,13 @@ def _as_json(reports: Sequence[RankReport], fits: bool, chip: Chip) -> dict:
 def _layout_lines(recipe: Recipe, ranks: Sequence[int]) -> Iterator[str]:
     """The layout and what follows from it."""
     parallel, mesh = recipe.parallel, mesh_of(recipe.parallel)
-    sequences = recipe.sequences_per_step // mesh.dp
+    sequences = recipe.sequences_per_rank
     yield f"layout      {' '.join(f'{name}={mesh.degree(name)}' for name in AXES)}, {mesh.num_devices} devices"
     options = ["sequence_parallel"] if parallel.sequence_parallel else []
     options += [f"shard_optimizer={parallel.shard_optimizer}", f"recompute={parallel.recompute}"]
     yield f"            {', '.join(options)}"
     share = f"{parallel.micro_batches} micro-batches of {sequences // parallel.micro_batches}"
-    yield f"batch       {recipe.sequences_per_step} sequences a step, {sequences} a rank, in {share}"
+    yield f"batch       {recipe.sequences_per_step} sequences a step, {sequences} a rank, in {share}{filling(recipe)}"
     assert recipe.model.vocab_size is not None
     yield f"parameters  {quantity(parameters(recipe.model, recipe.model.vocab_size).total)} in all"
     for rank in ranks:

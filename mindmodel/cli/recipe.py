@@ -76,8 +76,14 @@ def _batch(recipe: Recipe) -> str:
     text = f"{recipe.sequences_per_step} sequences of {recipe.data.seq_len} tokens a step"
     if dp == "auto":
         return text
-    per_rank = recipe.sequences_per_step // dp
-    return f"{text}, {per_rank} a dp rank,\n            {per_rank // micro} a micro-batch"
+    per_rank = recipe.sequences_per_rank
+    return f"{text}, {per_rank} a dp rank,\n            {per_rank // micro} a micro-batch{filling(recipe)}"
+
+
+def filling(recipe: Recipe) -> str:
+    """Names the sequences that only fill a batch up, with a comma before it; nothing when there are none."""
+    added = recipe.padded_sequences - recipe.sequences_per_step
+    return f", {added} of them empty, for dp and micro_batches do not share evenly" if added else ""
 
 
 def _model_lines(recipe: Recipe, need: Estimate) -> Iterator[str]:

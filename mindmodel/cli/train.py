@@ -14,22 +14,30 @@ import argparse
 import shlex
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Iterator, Optional
+from typing import TYPE_CHECKING, Iterator
 
 from mindmodel.checkpoint.run_folder import RunFolder
 from mindmodel.cli.arguments import add_recipe_arguments
-from mindmodel.errors import TrainingError
+from mindmodel.errors import TrainingError, first_line
 from mindmodel.files import write_text_safely
-from mindmodel.parallel.environment import prepare_environment
+from mindmodel.parallel.environment import place, prepare_environment
 from mindmodel.recipe.dump import recipe_to_yaml
 from mindmodel.recipe.load import load_with_changes
 from mindmodel.recipe.schema import Recipe
 from mindmodel.terminal import Terminal
-from mindmodel.train.metrics import Metrics
-from mindmodel.train.run import OpenedRun, find_position, for_this_machine, open_run, owned
-from mindmodel.train.stopping import Stopper
+from mindmodel.train.metrics import Metrics, NoMetrics
+from mindmodel.train.run import (
+    OpenedRun,
+    find_position,
+    for_this_machine,
+    open_run,
+    owned,
+    refuse_other_ranks_run,
+)
+from mindmodel.train.stopping import GO_ON, Stopper, reason
 
 if TYPE_CHECKING:
+    from mindmodel.parallel.runtime import Runtime
     from mindmodel.train.loop import Training
 
 INTERRUPTED = 130
@@ -46,9 +54,14 @@ def run(args: argparse.Namespace) -> int:
     recipe, changes = load_with_changes(args.recipe, args.overrides, single=args.single, shrink=args.shrink)
     for change in changes:
         terminal.say(f"changed for this machine: {change}")
-    recipe = for_this_machine(recipe)
+    here = place()
+    if here.is_scheduler:
+        return _serve()
+    recipe = for_this_machine(recipe, here.num_ranks)
     folder = RunFolder(Path(recipe.output))
     try:
+        if here.rank > 0:
+            return _join(recipe, folder, terminal)
         with owned(folder):
             return _go_on(recipe, folder, terminal)
     except KeyboardInterrupt:
@@ -64,28 +77,59 @@ def _go_on(recipe: Recipe, folder: RunFolder, terminal: Terminal) -> int:
         return 0
     opened = open_run(recipe, folder, position, terminal)
     with Stopper(recipe.train) as stopper:
-        training = _load(opened, terminal)
-        reason = _train(training, stopper)
-    if reason is not None:
-        terminal.say(f"{reason}: stopped after step {training.step}, saved. The same command goes on from there.")
-        return INTERRUPTED if stopper.signal else 0
+        runtime = _load(opened.recipe, terminal)
+        runtime.ranks.meet()  # the others may open it now
+        _introduce(opened, terminal, runtime)
+        training = _begin(opened, runtime, terminal)
+        code = _train(training, stopper)
+    runtime.ranks.meet()  # saved: the others may go
+    if code != GO_ON:
+        why = reason(code, training.step)
+        terminal.say(f"{why}: stopped after step {training.step}, saved. The same command goes on from there.")
+        return INTERRUPTED if code > 0 else 0
     _report(opened, training, terminal)
     return 0
 
 
-def _load(opened: OpenedRun, terminal: Terminal) -> Training:
-    prepare_environment(opened.recipe.runtime.threads, opened.recipe.runtime.cpu_kernels)
+def _serve() -> int:
+    """The one process of a job that trains nothing."""
+    prepare_environment()
+    from mindmodel.parallel.runtime import serve_ranks
+
+    serve_ranks()
+    return 0
+
+
+def _join(recipe: Recipe, folder: RunFolder, terminal: Terminal) -> int:
+    """What every rank but the first does: it finds what that one has opened, and writes nothing."""
+    with Stopper(recipe.train) as stopper:
+        runtime = _load(recipe, terminal)
+        runtime.ranks.meet()  # the first has opened the run
+        opened = open_run(recipe, folder, find_position(recipe, folder, terminal), terminal)
+        training = _begin(opened, runtime, terminal)
+        code = training.run(stopper, NoMetrics())
+    runtime.ranks.meet()  # the first has saved it
+    return INTERRUPTED if code > 0 else 0
+
+
+def _load(recipe: Recipe, terminal: Terminal) -> Runtime:
+    prepare_environment(recipe.runtime.threads, recipe.runtime.cpu_kernels)
     with terminal.working("loading MindSpore"):
         from mindmodel.parallel.runtime import start_runtime
-        from mindmodel.train.loop import Training
-    runtime = start_runtime(opened.recipe, "train", terminal)
-    _introduce(opened, terminal, f"{runtime.device}, {runtime.threads} threads, {runtime.kernels}")
+    return start_runtime(recipe, "train", terminal)
+
+
+def _begin(opened: OpenedRun, runtime: Runtime, terminal: Terminal) -> Training:
+    """The run in memory; all ranks must have opened the same one."""
+    from mindmodel.train.loop import Training
+
+    refuse_other_ranks_run(opened, runtime.ranks)
     with _failures_in_a_line():
         return Training(opened, runtime, terminal)
 
 
-def _train(training: Training, stopper: Stopper) -> Optional[str]:
-    """From here on the folder holds a run. Gives the reason for an early end."""
+def _train(training: Training, stopper: Stopper) -> int:
+    """From here on the folder holds a run. Gives the stopper's code."""
     opened, position = training.opened, training.opened.position
     write_text_safely(opened.folder.recipe_file, recipe_to_yaml(opened.recipe))
     with Metrics(opened.folder, position.step) as metrics, _failures_in_a_line():
@@ -100,14 +144,15 @@ def _failures_in_a_line() -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
-        raise TrainingError(f"MindSpore failed: {first}. The same command with --debug shows all.") from error
+        text = f"MindSpore failed: {first_line(error)}. The same command with --debug shows all."
+        raise TrainingError(text) from error
 
 
-def _introduce(opened: OpenedRun, terminal: Terminal, machine: str) -> None:
-    corpus, position = opened.corpus, opened.position
+def _introduce(opened: OpenedRun, terminal: Terminal, runtime: Runtime) -> None:
+    corpus, position, ranks = opened.corpus, opened.position, runtime.ranks.count
     terminal.say(f"run folder: {opened.folder.path}")
-    terminal.say(f"machine: {machine}")
+    each = f", each of {ranks} ranks" if ranks > 1 else ""
+    terminal.say(f"machine: {runtime.device}, {runtime.threads} threads, {runtime.kernels}{each}")
     terminal.say(
         f"corpus: {corpus.train.num_tokens:,} tokens, {corpus.heldout.num_tokens:,} held out, "
         f"vocabulary {corpus.tokenizer.vocab_size:,}"

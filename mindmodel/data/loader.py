@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Iterator
+from typing import Iterator, Optional
 
 import numpy as np
 
@@ -20,6 +20,18 @@ class Batch:
 
     ids: np.ndarray
     labels: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """One of `of` equal parts of a global batch: that of a data-parallel rank."""
+
+    index: int = 0
+    of: int = 1
+
+    def span(self, count: int) -> tuple[int, int]:
+        """First and last plus one of the sequences that are this part's; parts differ by one at most."""
+        return count * self.index // self.of, count * (self.index + 1) // self.of
 
 
 class TrainBatches:
@@ -46,11 +58,21 @@ class TrainBatches:
             )
         self._order = SampleOrder(self.num_samples, seed)
 
-    def batch(self, first_sample: int, count: int) -> Batch:
-        """The sequences at the global positions first_sample to first_sample + count - 1; epochs follow each other."""
-        starts = self._order.indices(first_sample, count) * self._seq_len
-        rows = np.stack([self._tokens.read(start, start + self._seq_len + 1) for start in starts])
-        return Batch(ids=np.ascontiguousarray(rows[:, :-1]), labels=np.ascontiguousarray(rows[:, 1:]))
+    def batch(self, first_sample: int, count: int, share: Share = Share(), rows: Optional[int] = None) -> Batch:
+        """A share of the sequences at the global positions first_sample to first_sample + count - 1.
+
+        Epochs follow each other. Which sequences these are does not depend on the number of shares.
+
+        Args:
+            rows: sequences that the batch is filled up to, with ids 0 and labels IGNORED; default: none are added.
+        """
+        begin, end = share.span(count)
+        starts = self._order.indices(first_sample, count)[begin:end] * self._seq_len
+        read = np.stack([self._tokens.read(start, start + self._seq_len + 1) for start in starts])
+        missing = ((0, (rows or len(read)) - len(read)), (0, 0))
+        return Batch(
+            ids=np.pad(read[:, :-1], missing), labels=np.pad(read[:, 1:], missing, constant_values=IGNORED)
+        )
 
 
 def heldout_batches(tokens: TokenFile, seq_len: int, count: int) -> Iterator[Batch]:

@@ -92,7 +92,7 @@ def _inputs(job: Job) -> list[Any]:
     """What the step is given: a global batch, and on one device the learning rate."""
     import mindspore as ms
 
-    shape = job.recipe.sequences_per_step, job.recipe.data.seq_len
+    shape = job.recipe.padded_sequences, job.recipe.data.seq_len
     ids = ms.Tensor(np.zeros(shape, np.int32))
     return [ids, ids, ms.Tensor(0.0, ms.float32)] if job.num_ranks == 1 else [ids, ids]
 
@@ -102,18 +102,16 @@ def _graph_and_slices(job: Job) -> dict[str, Any]:
     from mindspore.common.api import _cell_graph_executor
 
     from mindmodel.models.decoder import initialize
-    from mindmodel.parallel.apply import partitioned
     from mindmodel.train.build import build
 
     recipe = job.recipe
     built = build(recipe, job.rank)
     initialize(built.decoder, recipe.model, recipe.train.seed)
-    step = built.step if job.num_ranks == 1 else partitioned(built.step, recipe.parallel)
-    key, _ = _cell_graph_executor.compile(step, *_inputs(job), phase="train", do_convert=False)
-    Path(GRAPH_NAME).write_bytes(_cell_graph_executor._get_func_graph_proto(step, key, "mind_ir"))
+    key, _ = _cell_graph_executor.compile(built.whole, *_inputs(job), phase="train", do_convert=False)
+    Path(GRAPH_NAME).write_bytes(_cell_graph_executor._get_func_graph_proto(built.whole, key, "mind_ir"))
     parameters = list(built.step.get_parameters())
     save_file({p.name: np.asarray(p.asnumpy(), order="C") for p in parameters}, SLICES_NAME)
-    layouts = step.parameter_layout_dict or {}
+    layouts = built.whole.parameter_layout_dict or {}
     return {"layouts": {name: [list(layout[0]), list(layout[1])] for name, layout in layouts.items()}}
 
 
@@ -122,16 +120,13 @@ def _run(job: Job) -> dict[str, Any]:
     import mindspore as ms
     from mindspore.nn.utils import no_init_parameters
 
-    from mindmodel.parallel.apply import partitioned
     from mindmodel.train.build import build
 
     with no_init_parameters():
         built = build(job.recipe, job.rank)
-    step = built.step
     if job.num_ranks > 1:
-        step = partitioned(step, job.recipe.parallel)
-        step.no_init_parameters_in_compile()
-    for output in step(*_inputs(job)):
+        built.whole.no_init_parameters_in_compile()
+    for output in built.whole(*_inputs(job)):
         output.asnumpy()
     return {"peak_bytes": ms.runtime.max_memory_allocated()}
 

@@ -88,7 +88,7 @@ class Proof:
 def batches_of(recipe: Recipe, seed: int = 7) -> Batches:
     """Random tokens for a recipe with its vocabulary's size filled in."""
     random = np.random.default_rng(seed)
-    shape = NUM_STEPS, recipe.sequences_per_step, recipe.data.seq_len
+    shape = NUM_STEPS, recipe.padded_sequences, recipe.data.seq_len
     ids = random.integers(0, recipe.model.vocab_size, shape, dtype=np.int32)
     labels = random.integers(0, recipe.model.vocab_size, shape, dtype=np.int32)
     labels[random.random(shape) < 0.1] = -100

@@ -123,7 +123,7 @@ def local_sizes(recipe: Recipe) -> tuple[int, int]:
     """Entries of the vocabulary that a rank holds, and its tokens of a micro-batch."""
     parallel, mesh = recipe.parallel, mesh_of(recipe.parallel)
     assert recipe.model.vocab_size is not None
-    sequences = recipe.sequences_per_step // (mesh.dp * parallel.micro_batches)
+    sequences = recipe.sequences_per_rank // parallel.micro_batches
     return recipe.model.vocab_size // mesh.tp, sequences * recipe.data.seq_len // mesh.cp
 
 

@@ -74,7 +74,7 @@ def _constants(rank: RankSizes) -> int:
     """
     recipe = rank.recipe
     table = rank.value_bytes * recipe.data.seq_len // rank.mesh.cp * (recipe.model.head_size or 0)
-    ids = 2 * 4 * recipe.train.tokens_per_step
+    ids = 2 * 4 * recipe.padded_sequences * recipe.data.seq_len
     if not rank.accumulates:
         return MASK_BYTES + 2 * table + ids
     passes = 2 * rank.num_layers + rank.num_recomputed

@@ -94,7 +94,7 @@ class RankSizes:
     def tokens(self) -> int:
         """Of a micro-batch."""
         parallel = self.recipe.parallel
-        return self.recipe.train.tokens_per_step // (self.mesh.dp * self.mesh.cp * parallel.micro_batches)
+        return self.recipe.sequences_per_rank * self.recipe.data.seq_len // (self.mesh.cp * parallel.micro_batches)
 
     @property
     def stream_tokens(self) -> int:

@@ -24,18 +24,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Iterator, Optional
 
-import mindmodel
-from mindmodel.build_cache import open_lock
+from mindmodel.build_cache import open_lock, source_digest
 from mindmodel.errors import MindModelError
 from mindmodel.files import read_json, sha256_of, write_text_safely
 from mindmodel.machine import cache_folder, cpu_features
+from mindmodel.parallel.environment import place
 from mindmodel.recipe.dump import recipe_to_dict
 from mindmodel.recipe.schema import Recipe
 
 MANIFEST = "manifest.json"
 COMPILE_LOG = "compile.log"
-FRONT_END = Path("rank_0", "graph_cache")
-"""Where MindSpore looks for a graph."""
 GRAPHS_KEPT = 16
 NOT_IN_THE_GRAPH = (
     "name", "checkpoint", "log", "data.source", "data.path", "data.tokenizer", "data.tokenizer_vocab_size",
@@ -51,23 +49,27 @@ def _key() -> str:
     return hashlib.sha256(f"{version('mindspore')} {sorted(cpu_features())}".encode()).hexdigest()[:16]
 
 
+def front_end() -> Path:
+    """Where MindSpore looks for a graph of this process."""
+    return Path(f"rank_{place().rank}", "graph_cache")
+
+
 def graph_key(recipe: Recipe, purpose: str, native_library: Optional[Path]) -> str:
     """Names all that the first graph of a process depends on: recipe, purpose, kernels, versions and our sources."""
     plain = recipe_to_dict(recipe)
     for name in NOT_IN_THE_GRAPH:
         section, _, key = name.partition(".")
         (plain[section] if key else plain).pop(key or section)
-    package = Path(mindmodel.__file__).parent
-    sources = {str(path.relative_to(package)): sha256_of(path) for path in sorted(package.rglob("*.py"))}
     versions = [sys.version, version("mindspore")]
-    text = json.dumps([purpose, plain, str(native_library), versions, sources], sort_keys=True)
+    text = json.dumps([purpose, plain, str(native_library), versions, source_digest()], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class GraphCache:
     """The folder that this process compiles in.
 
-    It is the shared one when no other process has it, else a temporary one that goes with the process.
+    It is the shared one when no other process has it, else a temporary one that goes with the process. Each rank of a
+    job has its own shared one: all of them compile at the same time.
     """
 
     def __init__(self) -> None:
@@ -76,7 +78,8 @@ class GraphCache:
 
     def _shared(self) -> Optional[Path]:
         try:
-            folder = cache_folder().absolute() / "graphs" / _key()
+            rank = f"-rank{place().rank}" if place().num_ranks > 1 else ""
+            folder = cache_folder().absolute() / "graphs" / f"{_key()}{rank}"
             lock = open_lock(folder)
         except (OSError, RuntimeError):  # a home that is read-only, or that nobody knows, is no reason to stop
             return None
@@ -97,7 +100,7 @@ class GraphCache:
 
     def keep_graph(self, key: str) -> None:
         """The graph that is compiled with `compiling(kept=True)` is the one of this key; old ones are removed."""
-        folder, link = self.folder / "front_end" / key, self.folder / FRONT_END
+        folder, link = self.folder / "front_end" / key, self.folder / front_end()
         link.parent.mkdir(exist_ok=True)
         link.unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
@@ -117,7 +120,7 @@ class GraphCache:
         Args:
             kept: whether the graph is that of `keep_graph`, to be found or kept; for the first graph only.
         """
-        os.environ["MS_COMPILER_CACHE_ENABLE"] = str(int(kept and (self.folder / FRONT_END).exists()))
+        os.environ["MS_COMPILER_CACHE_ENABLE"] = str(int(kept and (self.folder / front_end()).exists()))
         sys.stdout.flush()
         sys.stderr.flush()
         before, terminal = os.getcwd(), (os.dup(1), os.dup(2))

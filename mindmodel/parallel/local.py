@@ -64,6 +64,40 @@ class OnlyLoss(nn.Cell):
         return total
 
 
+class SumOverRanks(nn.Cell):
+    """Inputs: tensors (tuple). Outputs: their sums over all ranks."""
+
+    def __init__(self):
+        super().__init__()
+        self.all_reduce = ops.AllReduce()
+
+    def construct(self, tensors):
+        summed = ()
+        for i in range(len(tensors)):
+            summed = summed + (self.all_reduce(tensors[i]),)
+        return summed
+
+
+class DataParallelStep(TrainStep):
+    """The step of a rank that holds the whole model and a share of the global batch, for devices without auto-parallel.
+
+    Cross entropy, labels and gradients are sums until they are added up, so every label counts alike, on whatever rank.
+
+    Inputs: ids and labels int32 [sequences of this rank, S], lr float32 scalar. Outputs: as TrainStep's, of the whole
+    batch.
+    """
+
+    def __init__(self, network: nn.Cell, optimizer: AdamW, train: TrainSection, micro_batches: int):
+        super().__init__(network, optimizer, train, micro_batches)
+        self.over_ranks = SumOverRanks()
+
+    def construct(self, ids, labels, lr):
+        entropy, grads = self.accumulate(ids, labels)
+        num_labels = ops.cast(labels >= 0, mstype.float32).sum()
+        sums = self.over_ranks((ops.stack((entropy, num_labels)),) + grads)
+        return self.update(sums[0][0], sums[1:], ops.maximum(sums[0][1], 1.0), lr)
+
+
 class RankStep(TrainStep):
     """The step of one rank of a mesh.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import time
 from dataclasses import dataclass
 from typing import Optional
@@ -11,15 +12,16 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from mindmodel.errors import LayoutError
+from mindmodel.errors import LayoutError, TrainingError, first_line
 from mindmodel.layers.native import library
 from mindmodel.machine import ascend_devices
-from mindmodel.parallel.environment import num_threads
+from mindmodel.parallel.environment import num_threads, place
 from mindmodel.parallel.graph_cache import GraphCache, graph_key
+from mindmodel.parallel.ranks import Ranks
 from mindmodel.recipe.schema import Recipe
 from mindmodel.terminal import Terminal
 
-PEAK_MATMUL_SIZE = 1024
+CPU_MATMUL_SIZE = 1024
 PEAK_MEASURING_S = 0.5
 ASCEND_PEAK_FLOPS = 295e12  # 910B3; figures of this chip are also quoted against 313e12, which adds the vector unit
 
@@ -34,6 +36,7 @@ class Runtime:
         native_kernels: whether layers take the C++ kernels (CPU).
         graph_kernels: whether elementwise operators are fused (CPU; needs the package decorator).
         cache: where graphs are compiled.
+        ranks: the processes of the job.
     """
 
     device: str
@@ -41,6 +44,7 @@ class Runtime:
     native_kernels: bool
     graph_kernels: bool
     cache: GraphCache
+    ranks: Ranks
 
     @property
     def kernels(self) -> str:
@@ -61,9 +65,11 @@ def start_runtime(recipe: Recipe, purpose: str, terminal: Optional[Terminal] = N
     Raises:
         LayoutError: if the device is not there, or native kernels are asked for and cannot be had.
     """
-    runtime, cache = recipe.runtime, GraphCache()
+    runtime, cache, here = recipe.runtime, GraphCache(), place()
     ms.set_context(mode=ms.GRAPH_MODE)
     device = _set_device(runtime.device)
+    if here.num_ranks > 1:
+        _meet(terminal or Terminal())
     ms.set_recursion_limit(20000)  # deep decoders nest deeper than the default
     threads = num_threads()
     native_kernels = device == "CPU" and _use_native_kernels(runtime.cpu_kernels, threads, terminal or Terminal())
@@ -78,8 +84,36 @@ def start_runtime(recipe: Recipe, purpose: str, terminal: Optional[Terminal] = N
     if runtime.compile_cache:
         cache.keep_graph(graph_key(recipe, f"{purpose} {device} {graph_kernels}", library.in_use()))
     return Runtime(
-        device=device, threads=threads, native_kernels=native_kernels, graph_kernels=graph_kernels, cache=cache
+        device=device,
+        threads=threads,
+        native_kernels=native_kernels,
+        graph_kernels=graph_kernels,
+        cache=cache,
+        ranks=Ranks(here),
     )
+
+
+def _meet(terminal: Terminal) -> None:
+    """Wait until all processes of the job are there, within the time limit that msrun has set.
+
+    Raises:
+        TrainingError: if they are not.
+    """
+    try:
+        with terminal.working("waiting for the other ranks"):
+            ms.communication.init()
+    except RuntimeError as error:
+        limit = os.environ.get("MS_TOPO_TIMEOUT", "")
+        raise TrainingError(
+            f"the ranks of this job did not all meet at {os.environ.get('MS_SCHED_HOST')}:"
+            f"{os.environ.get('MS_SCHED_PORT')} within {limit} s: {first_line(error)}"
+        ) from error
+
+
+def serve_ranks() -> None:
+    """Let the ranks of a job find one another, until the last has gone: what msrun's scheduler process is for."""
+    ms.set_device("CPU")
+    ms.communication.init()
 
 
 def _use_native_kernels(asked: str, threads: int, terminal: Terminal) -> bool:
@@ -121,21 +155,31 @@ class Product(nn.Cell):
         return self.matmul(x, x)
 
 
-def peak_flops(runtime: Runtime) -> tuple[float, str]:
-    """The FLOP/s that utilisation is measured against, and its name.
+def matmul_flops(runtime: Runtime, seconds: float) -> float:
+    """FLOP/s of the fastest of as many matmuls of square matrices as fit into some seconds, on this rank alone.
 
-    On CPU the best of many float32 MatMuls of 1024 x 1024 x 1024, within half a second; on Ascend the matrix unit's
-    peak in bfloat16.
+    On CPU float32, 1024 x 1024 x 1024; on Ascend bfloat16, 4096 x 4096 x 4096.
     """
-    if runtime.device == "Ascend":
-        return ASCEND_PEAK_FLOPS, "Ascend 910B3, bfloat16 matrix unit"
-    product, square = Product(), Tensor(np.ones((PEAK_MATMUL_SIZE, PEAK_MATMUL_SIZE), np.float32))
+    on_ascend = runtime.device == "Ascend"
+    size, dtype = (4096, ms.bfloat16) if on_ascend else (CPU_MATMUL_SIZE, ms.float32)
+    product, square = Product(), Tensor(np.ones((size, size), np.float32), dtype)
     with runtime.cache.compiling():
         product(square).asnumpy()
     best_s = float("inf")
-    end = time.perf_counter() + PEAK_MEASURING_S
+    end = time.perf_counter() + seconds
     while (start := time.perf_counter()) < end:
         product(square).asnumpy()
         best_s = min(best_s, time.perf_counter() - start)
-    size = "x".join([str(PEAK_MATMUL_SIZE)] * 3)
-    return 2 * PEAK_MATMUL_SIZE**3 / best_s, f"measured: float32 MatMul {size} on {runtime.threads} CPU threads"
+    return 2 * size**3 / best_s
+
+
+def peak_flops(runtime: Runtime) -> tuple[float, str]:
+    """The FLOP/s that utilisation is measured against, of one rank, and its name.
+
+    On CPU the best matmul of half a second; on Ascend the matrix unit's peak in bfloat16.
+    """
+    if runtime.device == "Ascend":
+        return ASCEND_PEAK_FLOPS, "Ascend 910B3, bfloat16 matrix unit"
+    size = "x".join([str(CPU_MATMUL_SIZE)] * 3)
+    name = f"measured: float32 MatMul {size} on {runtime.threads} CPU threads"
+    return matmul_flops(runtime, PEAK_MEASURING_S), name

@@ -35,21 +35,20 @@ def multiples_near(number: int, step: int) -> str:
 
 
 def sequences_at_once(recipe: Recipe) -> Optional[int]:
-    """Sequences of a rank and micro-batch; None where dp is not known, or cannot share them."""
-    dp, (sequences, rest) = recipe.parallel.dp, divmod(recipe.train.tokens_per_step, recipe.data.seq_len)
-    if dp == "auto" or rest or sequences % (dp * recipe.parallel.micro_batches):
+    """Sequences of a rank and micro-batch; None where dp is not known, or the batch is not one of whole sequences."""
+    if recipe.parallel.dp == "auto" or recipe.train.tokens_per_step % recipe.data.seq_len:
         return None
-    return sequences // (dp * recipe.parallel.micro_batches)
+    return recipe.sequences_per_rank // recipe.parallel.micro_batches
 
 
-def batch_can_be_shared(recipe: Recipe) -> Iterator[Fault]:
+def every_rank_has_a_sequence(recipe: Recipe) -> Iterator[Fault]:
+    """A batch that they cannot share evenly is filled up, but nobody's part may be filling alone."""
     parallel, tokens, seq_len = recipe.parallel, recipe.train.tokens_per_step, recipe.data.seq_len
     share = known(parallel.dp) * parallel.micro_batches
-    if tokens % seq_len == 0 and recipe.sequences_per_step % share:
+    if tokens % seq_len == 0 and recipe.sequences_per_step < share:
         sequences = f"'tokens_per_step={tokens}' is {recipe.sequences_per_step} sequences of {seq_len}"
         parts = f"'dp={parallel.dp}' times 'micro_batches={parallel.micro_batches}'"
-        near = multiples_near(tokens, share * seq_len)
-        yield Fault("train.tokens_per_step", f"{sequences}, which {parts} cannot share evenly. Use {near}.")
+        yield Fault("train.tokens_per_step", f"{sequences}, fewer than {parts}. Use {share * seq_len} or more.")
 
 
 def tp_divides_the_model(recipe: Recipe) -> Iterator[Fault]:
@@ -97,7 +96,7 @@ def cp_cuts_one_sequence_at_a_time(recipe: Recipe) -> Iterator[Fault]:
     if known(parallel.cp) == 1 or sequences in (None, 1):
         return
     shared = f"'cp={parallel.cp}' cuts one sequence at a time, and a rank's micro-batch has {sequences}"
-    tokens = recipe.train.tokens_per_step // sequences
+    tokens = recipe.padded_sequences // sequences * recipe.data.seq_len
     works = f"micro_batches={parallel.micro_batches * sequences}, or train.tokens_per_step={tokens}"
     yield Fault("parallel.micro_batches", f"{shared}. Use {works}.")
 
@@ -179,7 +178,7 @@ def gradients_are_reduced_in_float32(recipe: Recipe) -> Iterator[Fault]:
 
 
 LAYOUT_RULES = (
-    batch_can_be_shared,
+    every_rank_has_a_sequence,
     tp_divides_the_model,
     sequence_parallel_has_tp,
     sequence_parallel_divides_the_tokens,

@@ -192,6 +192,18 @@ class Recipe:
         return self.train.tokens_per_step // self.data.seq_len
 
     @property
+    def sequences_per_rank(self) -> int:
+        """Sequences that a data-parallel rank computes in a step: its share of the batch, filled up with ignored ones
+        where the ranks and micro-batches cannot share evenly. dp must be known."""
+        parallel = self.parallel
+        return parallel.micro_batches * -(-self.sequences_per_step // (int(parallel.dp) * parallel.micro_batches))
+
+    @property
+    def padded_sequences(self) -> int:
+        """Sequences of the global batch with those that only fill it up. dp must be known."""
+        return int(self.parallel.dp) * self.sequences_per_rank
+
+    @property
     def output(self) -> str:
         """The run folder."""
         return self.runtime.output or f"runs/{self.name}"

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mindspore import nn
+import mindspore as ms
+from mindspore import Tensor, nn
 
+from mindmodel.data.loader import Batch, Share
 from mindmodel.models.decoder import Decoder, DecoderLoss
-from mindmodel.parallel.apply import laid_out_step
+from mindmodel.parallel.apply import laid_out_step, partitioned
+from mindmodel.parallel.local import DataParallelStep, RankStep
 from mindmodel.parallel.mesh import mesh_of
 from mindmodel.parallel.plans.decoder import decoder_plan
 from mindmodel.recipe.schema import Recipe
@@ -17,15 +20,35 @@ from mindmodel.train.step import TrainStep
 
 @dataclass(frozen=True, kw_only=True)
 class Built:
-    """A training step and what it updates."""
+    """A training step and what it updates.
+
+    Attributes:
+        step: of one rank.
+        whole: what is called: the step, inside of MindSpore's partitioning where there is one.
+        share: of the global batch that this rank is given.
+        rows: sequences of that share, with those that only fill it up.
+    """
 
     decoder: Decoder
     optimizer: AdamW
     step: nn.Cell
+    whole: nn.Cell
+    share: Share
+    rows: int
+
+    def run(self, batch: Batch, lr: float) -> tuple[Tensor, Tensor, Tensor]:
+        """One step: mean cross entropy of the global batch, gradient norm before clipping, whether it was applied."""
+        inputs = Tensor(batch.ids), Tensor(batch.labels)
+        if not isinstance(self.step, RankStep):
+            return self.whole(*inputs, Tensor(lr, ms.float32))
+        self.step.set_scalars(int((batch.labels >= 0).sum()), lr)
+        return self.whole(*inputs)
 
 
 def build(recipe: Recipe, rank: int = 0) -> Built:
     """The training step of a recipe, its weights zero; laid out over the mesh where that has several devices.
+
+    On CPU, where MindSpore partitions nothing, every rank holds the whole model: dp is the only degree there.
 
     Args:
         recipe: with `model.vocab_size` and all degrees filled in.
@@ -38,8 +61,14 @@ def build(recipe: Recipe, rank: int = 0) -> Built:
     decoder = Decoder(model, recipe.data.seq_len, train.compute_dtype)
     optimizer = AdamW(decoder.trainable_params(), recipe.optim, train.check_finite != "none")
     network = DecoderLoss(decoder, model.vocab_size, train.z_loss)
-    if mesh_of(parallel).num_devices > 1:
-        step = laid_out_step(network, optimizer, train, parallel, decoder_plan(model, parallel), rank)
-    else:
+    mesh, share, rows = mesh_of(parallel), Share(), recipe.padded_sequences
+    if mesh.num_devices == 1:
         step = TrainStep(network, optimizer, train, parallel.micro_batches)
-    return Built(decoder=decoder, optimizer=optimizer, step=step.set_train())
+    elif ms.get_context("device_target") == "CPU":
+        step = DataParallelStep(network, optimizer, train, parallel.micro_batches)
+        share, rows = Share(index=rank, of=mesh.dp), recipe.sequences_per_rank
+    else:
+        step = laid_out_step(network, optimizer, train, parallel, decoder_plan(model, parallel), rank)
+    step.set_train()
+    whole = partitioned(step, parallel) if isinstance(step, RankStep) else step
+    return Built(decoder=decoder, optimizer=optimizer, step=step, whole=whole, share=share, rows=rows)

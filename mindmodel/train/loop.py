@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 import platform
 import time
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
-from typing import Optional
+from typing import Iterator, Optional, Union
 
-import mindspore as ms
 import numpy as np
-from mindspore import Tensor
 
 import mindmodel
 from mindmodel.checkpoint.save import save_checkpoint
 from mindmodel.data.loader import heldout_batches
 from mindmodel.errors import TrainingError
 from mindmodel.models.decoder import DecoderLoss, initialize
+from mindmodel.parallel.heartbeat import heartbeat_of_this_process
+from mindmodel.parallel.mesh import AXES, mesh_of
 from mindmodel.parallel.runtime import Runtime, peak_flops
 from mindmodel.recipe.dump import recipe_to_dict
 from mindmodel.recipe.estimate import FLOP_FORMULA, estimate
@@ -24,11 +25,12 @@ from mindmodel.terminal import Terminal, duration
 from mindmodel.train.build import build
 from mindmodel.train.evaluate import Evaluation, compile_evaluation, evaluate
 from mindmodel.train.init_from import keep_origin
-from mindmodel.train.metrics import Metrics, Utilisation
+from mindmodel.train.metrics import Metrics, NoMetrics, Utilisation
 from mindmodel.train.run import OpenedRun
 from mindmodel.train.schedule import learning_rate
+from mindmodel.train.slow_ranks import SlowRanks
 from mindmodel.train.state import arrays_of, fill
-from mindmodel.train.stopping import Stopper
+from mindmodel.train.stopping import GO_ON, Stopper, agreed
 
 
 def versions() -> dict[str, str]:
@@ -50,15 +52,18 @@ class Training:
         self.step = self.first_step = opened.position.step
         self.saved_step = self.step if opened.position.checkpoint else None
         self.evaluation: Optional[Evaluation] = None
-        built = build(recipe)
-        self.decoder, self.optimizer, self.train_step = built.decoder, built.optimizer, built.step
+        self.heartbeat = heartbeat_of_this_process()
+        self.ranks = runtime.ranks
+        self.built = build(recipe, self.ranks.rank)
+        self.decoder, self.optimizer = self.built.decoder, self.built.optimizer
         self.eval_network = DecoderLoss(self.decoder, recipe.model.vocab_size, gradient=False).set_train(False)
         self._fill()
         peak, peak_name = peak_flops(runtime)
+        self.slow_ranks = SlowRanks(runtime)
         self.utilisation = Utilisation(
             flop_per_token=estimate(recipe, recipe.model.vocab_size).flop_per_token,
             formula=FLOP_FORMULA,
-            peak_flops=peak,
+            peak_flops=float(self.ranks.gather(peak).sum()),
             peak_name=peak_name,
         )
 
@@ -74,15 +79,18 @@ class Training:
         else:
             initialize(self.decoder, self.recipe.model, self.recipe.train.seed)
 
-    def run(self, stopper: Stopper, metrics: Metrics) -> Optional[str]:
-        """Train to the last step, or to a reason to stop, which is returned. The state is saved either way.
+    def run(self, stopper: Stopper, metrics: Union[Metrics, NoMetrics]) -> int:
+        """Train to the last step, or until the stopper of one of the ranks says no. The state is saved either way.
+
+        Returns:
+            the stopper's code, GO_ON after the last step.
 
         Raises:
             TrainingError: if loss or gradients are not finite and train.check_finite is stop.
         """
-        recipe, reason = self.recipe, None
+        recipe, code = self.recipe, GO_ON
         window = Window(self)
-        while self.step < recipe.train.steps and reason is None:
+        while self.step < recipe.train.steps and code == GO_ON:
             loss, norm, lr = self.one_step()
             if self.step == self.first_step + 1:
                 stopper.begin()
@@ -92,32 +100,45 @@ class Training:
             if self.step % recipe.log.every == 0 or self.step == recipe.train.steps:
                 metrics.write(self.step, {"loss": loss, "lr": lr, "grad_norm": norm, **window.scalars()})
                 window = Window(self)
-            reason = stopper.reason(self.step)
+            code = self._together(stopper)
             last = self.step == recipe.train.steps
-            if last or (recipe.train.eval_every and self.step % recipe.train.eval_every == 0 and reason is None):
+            if last or (recipe.train.eval_every and self.step % recipe.train.eval_every == 0 and code == GO_ON):
                 self.evaluate(metrics)
-            if last or reason or (recipe.checkpoint.every and self.step % recipe.checkpoint.every == 0):
+            if last or code or (recipe.checkpoint.every and self.step % recipe.checkpoint.every == 0):
                 self.save()
             window.skip_pause()
-        return None if self.step == recipe.train.steps else reason
+        self.heartbeat.beat("done", self.step)
+        return GO_ON if self.step == recipe.train.steps else code
+
+    def _together(self, stopper: Stopper) -> int:
+        """What all ranks do next: each says whether it is to stop, and the first, when the ranks are to be compared."""
+        codes = self.ranks.gather(stopper.code(self.step), self.slow_ranks.is_due())
+        if codes[0, 1]:
+            for line in self.slow_ranks.found():
+                self.terminal.say(f"step {self.step}: {line}")
+        return agreed(codes[:, 0])
 
     def one_step(self) -> tuple[float, float, float]:
         """The next optimizer step: its loss, gradient norm before clipping and learning rate."""
         recipe, step = self.recipe, self.step + 1
         lr = learning_rate(recipe.optim, recipe.train.steps, step)
-        count = recipe.sequences_per_step
-        batch = self.opened.batches.batch(self.step * count, count)
-        inputs = (Tensor(batch.ids), Tensor(batch.labels), Tensor(lr, ms.float32))
-        if self.step == self.first_step:
-            with self.terminal.working("compiling the training graph"), self.runtime.cache.compiling(kept=True):
-                outputs = [output.asnumpy() for output in self.train_step(*inputs)]
-        else:
-            outputs = [output.asnumpy() for output in self.train_step(*inputs)]
+        count, first = recipe.sequences_per_step, self.step == self.first_step
+        self.heartbeat.beat("data", step)
+        with self.slow_ranks.reading():
+            batch = self.opened.batches.batch(self.step * count, count, self.built.share, self.built.rows)
+        self.heartbeat.beat("compiling" if first else "step", step)
+        with self._compiling() if first else nullcontext():
+            outputs = [output.asnumpy() for output in self.built.run(batch, lr)]
         loss, norm, applied = float(outputs[0]), float(outputs[1]), bool(outputs[2])
         if not applied:
             self._not_finite(step, loss, norm)
         self.step = step
         return loss, norm, lr
+
+    @contextmanager
+    def _compiling(self) -> Iterator[None]:
+        with self.terminal.working("compiling the training graph"), self.runtime.cache.compiling(kept=True):
+            yield
 
     def _not_finite(self, step: int, loss: float, norm: float) -> None:
         found = f"step {step}: loss {loss}, gradient norm {norm}: not finite"
@@ -133,24 +154,30 @@ class Training:
         details = f"loss {loss:.3f}  {window.tokens_s:,.0f} tokens/s  {duration(left)} left"
         self.terminal.progress(self.step, self.recipe.train.steps, details)
 
-    def evaluate(self, metrics: Metrics) -> None:
+    def evaluate(self, metrics: Union[Metrics, NoMetrics]) -> None:
         """Held-out loss, as a row of the metrics; nothing if nothing is held out."""
         recipe, heldout = self.recipe, self.opened.corpus.heldout
         if heldout.num_tokens < 2:
             return
-        count, seq_len = max(1, recipe.sequences_per_step // recipe.parallel.micro_batches), recipe.data.seq_len
+        count, seq_len = recipe.sequences_per_rank // recipe.parallel.micro_batches, recipe.data.seq_len
+        self.heartbeat.beat("compiling" if self.evaluation is None else "evaluating", self.step)
         if self.evaluation is None:
             with self.terminal.working("compiling the evaluation graph"), self.runtime.cache.compiling():
                 compile_evaluation(self.eval_network, count, seq_len)
         self.terminal.status(f"{self.step}/{recipe.train.steps} evaluating on held-out documents")
-        self.evaluation = evaluate(self.eval_network, heldout_batches(heldout, seq_len, count))
+        self.heartbeat.beat("evaluating", self.step)
+        self.evaluation = evaluate(self.eval_network, heldout_batches(heldout, seq_len, count), self.ranks)
         metrics.write(self.step, {"eval_loss": self.evaluation.loss, "eval_tokens": self.evaluation.tokens})
         self.terminal.say(f"step {self.step}: held-out loss {self.evaluation.loss:.4f}")
 
     def save(self) -> None:
-        """Write a checkpoint of this step, unless it was written already."""
+        """Write a checkpoint of this step, unless it was written already; the first rank does."""
         if self.saved_step == self.step:
             return
+        self.saved_step = self.step
+        if not self.ranks.is_first:
+            return
+        self.heartbeat.beat("saving", self.step)
         recipe, samples = self.recipe, self.step * self.recipe.sequences_per_step
         path = save_checkpoint(
             self.opened.folder.checkpoints,
@@ -162,11 +189,10 @@ class Training:
             recipe=recipe_to_dict(recipe),
             versions=versions(),
             random={"seed": recipe.train.seed, "samples": samples},
-            layout={"dp": 1, "tp": 1, "pp": 1, "cp": 1},
+            layout={axis: mesh_of(recipe.parallel).degree(axis) for axis in AXES},
             keep=recipe.checkpoint.keep,
             keep_every=recipe.checkpoint.keep_every,
         )
-        self.saved_step = self.step
         self.terminal.say(f"step {self.step}: saved {path}")
 
 

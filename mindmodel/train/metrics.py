@@ -129,3 +129,10 @@ class Metrics:
         except CheckpointError:
             if kind is None:  # else the disk is full, and that has been said
                 raise
+
+
+class NoMetrics:
+    """The metrics of a rank that is not the first."""
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Nothing is written."""

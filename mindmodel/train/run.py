@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import hashlib
 import shutil
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, Optional
+from typing import TYPE_CHECKING, Iterator, Optional
 
+import numpy as np
+
+from mindmodel.build_cache import source_digest
 from mindmodel.checkpoint.index import INDEX_NAME
 from mindmodel.checkpoint.load import Checkpoint, list_checkpoints, newest_checkpoint
 from mindmodel.checkpoint.run_folder import RunFolder
 from mindmodel.data.loader import TrainBatches
 from mindmodel.data.prepare import Corpus, prepare
-from mindmodel.errors import CheckpointError, LayoutError, RecipeError
-from mindmodel.machine import memory
-from mindmodel.recipe.dump import describe
+from mindmodel.errors import CheckpointError, LaunchError, LayoutError, RecipeError
+from mindmodel.machine import ascend_devices, memory
+from mindmodel.recipe.dump import describe, recipe_to_dict
 from mindmodel.recipe.estimate import estimate
 from mindmodel.recipe.load import recipe_from_dict
 from mindmodel.recipe.resume import resume_changes, resume_conflicts
@@ -26,6 +30,9 @@ from mindmodel.recipe.schema import Recipe
 from mindmodel.terminal import Terminal
 from mindmodel.train.init_from import Initial, initial_weights
 from mindmodel.train.metrics import read_metrics
+
+if TYPE_CHECKING:
+    from mindmodel.parallel.ranks import Ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,16 +70,38 @@ class OpenedRun:
     initial: Optional[Initial]
 
 
-def for_this_machine(recipe: Recipe) -> Recipe:
-    """The recipe with its automatic degree filled in for this one process.
+def for_this_machine(recipe: Recipe, num_ranks: int = 1) -> Recipe:
+    """The recipe with its automatic degree filled in for the processes of this job.
 
     Raises:
-        LayoutError: if it needs more than one device.
+        LayoutError: if it needs another number of devices, or they cannot train it.
     """
     try:
-        return resolve_degrees(recipe, 1)
+        recipe = resolve_degrees(recipe, num_ranks)
     except LayoutError as error:
-        raise LayoutError(f"{error} `--single` runs it on one device, `--single --shrink` with small sizes.") from error
+        works = f"`mindmodel launch {recipe.name}.yaml` starts as many processes as it needs; `--single` runs it on one"
+        raise LayoutError(f"{error} {works} device, `--single --shrink` with small sizes.") from error
+    refuse_cut_weights(recipe)
+    return recipe
+
+
+def refuse_cut_weights(recipe: Recipe) -> None:
+    """A run saves whole weights from its first rank, so every rank must hold them whole.
+
+    Raises:
+        LayoutError: if the layout cuts them, or, on CPU, anything but the batch.
+    """
+    parallel, on_cpu = recipe.parallel, recipe.runtime.device == "cpu" or not ascend_devices()
+    cut = [f"{axis}={getattr(parallel, axis)}" for axis in ("tp", "pp", "cp") if getattr(parallel, axis) != 1]
+    cut = [name for name in cut if on_cpu or not name.startswith("cp")]
+    if parallel.shard_optimizer != "none":
+        cut.append(f"shard_optimizer={parallel.shard_optimizer}")
+    if cut:
+        why = "on CPU only dp can be above 1" if on_cpu else "a run is saved from ranks that hold the whole model"
+        raise LayoutError(
+            f"recipe '{recipe.name}', parallel: {', '.join(cut)} cannot train here: {why}. Use dp alone; `--single` "
+            "for one device; `mindmodel dryrun --prove` compiles and proves the layout without a chip."
+        )
 
 
 @contextmanager
@@ -181,6 +210,34 @@ def open_run(recipe: Recipe, folder: RunFolder, position: Position, terminal: Te
         position=position,
         initial=initial_weights(recipe) if fresh else None,
     )
+
+
+def refuse_other_ranks_run(opened: OpenedRun, ranks: "Ranks") -> None:
+    """All ranks of a job must train the same run from the same place with the same code.
+
+    Raises:
+        LaunchError: if they do not; on every rank, with the same text.
+    """
+    kinds = "another recipe", "other sources of mindmodel", "another corpus", "a run at another step"
+    keys = recipe_to_dict(opened.recipe)
+    del keys["runtime"]
+    corpus = f"{opened.corpus.train.num_tokens} {opened.corpus.heldout.num_tokens}"
+    mine = (_number(repr(keys)), _number(source_digest()), _number(corpus), float(opened.position.step))
+    rows = ranks.gather(*mine)
+    differing = [
+        f"{kind} on rank {', '.join(map(str, np.flatnonzero(column != column[0])))}"
+        for kind, column in zip(kinds, rows.T) if (column != column[0]).any()
+    ]
+    if differing:
+        raise LaunchError(
+            f"{opened.folder.path}: the ranks do not train the same run; compared with rank 0 there is "
+            f"{'; '.join(differing)}. Give all nodes the same recipe, code and folders."
+        )
+
+
+def _number(text: str) -> float:
+    """A text as a number that a float holds exactly; two texts have the same one with a chance of 2^-48."""
+    return float(int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big"))
 
 
 def _with_vocab_size(recipe: Recipe, tokenizer_size: int) -> Recipe:

@@ -4,11 +4,26 @@ from __future__ import annotations
 
 import signal
 import time
-from typing import Any, Optional
+from typing import Any, Iterable
 
 from mindmodel.recipe.schema import TrainSection
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+GO_ON, STEP_REACHED, TIME_IS_UP = 0, -1, -2
+"""What `Stopper.code` gives beside the number of a signal: numbers, for ranks to agree on. When one stops, all do."""
+
+
+def agreed(codes: Iterable[float]) -> int:
+    """Of the codes of all ranks the one that counts: a signal before a limit, a limit before going on."""
+    codes = [int(code) for code in codes]
+    return max(codes) if max(codes) > 0 else min(codes)
+
+
+def reason(code: int, step: int) -> str:
+    """Why to stop after a step, in words."""
+    if code > 0:
+        return f"{signal.Signals(code).name} received"
+    return {STEP_REACHED: f"train.stop_at={step} reached", TIME_IS_UP: "train.max_hours reached"}[code]
 
 
 class Stopper:
@@ -24,7 +39,7 @@ class Stopper:
         self._deadline = time.monotonic() + 3600 * train.max_hours if train.max_hours else float("inf")
         self._stop_at = train.stop_at
         self._received: set[int] = set()
-        self.signal: Optional[str] = None
+        self._signal = GO_ON
 
     def __enter__(self) -> "Stopper":
         heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
@@ -44,14 +59,12 @@ class Stopper:
         if number in self._received:
             raise KeyboardInterrupt
         self._received.add(number)
-        self.signal = self.signal or signal.Signals(number).name
+        self._signal = self._signal or number
 
-    def reason(self, step: int) -> Optional[str]:
-        """Why to stop after this step, or None."""
-        if self.signal is not None:
-            return f"{self.signal} received"
+    def code(self, step: int) -> int:
+        """Whether to stop after this step: the number of a signal, STEP_REACHED, TIME_IS_UP or GO_ON."""
+        if self._signal:
+            return self._signal
         if step == self._stop_at:
-            return f"train.stop_at={step} reached"
-        if time.monotonic() >= self._deadline:
-            return "train.max_hours reached"
-        return None
+            return STEP_REACHED
+        return TIME_IS_UP if time.monotonic() >= self._deadline else GO_ON

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mindmodel.data.loader import IGNORED, TrainBatches, heldout_batches
+from mindmodel.data.loader import IGNORED, Share, TrainBatches, heldout_batches
 from mindmodel.data.tokens import TokenFile, TokenWriter
 from mindmodel.errors import DataError
 
@@ -64,3 +64,20 @@ def test_each_held_out_token_but_the_first_is_a_label_once(tmp_path, num_tokens)
 @pytest.mark.parametrize("num_tokens", [0, 1])
 def test_no_label_is_no_batch(tmp_path, num_tokens):
     assert list(heldout_batches(stream(tmp_path, num_tokens), seq_len=4, count=2)) == []
+
+
+@pytest.mark.parametrize("count, of", [(6, 2), (8, 3), (7, 4), (3, 3)])
+def test_shares_of_a_batch_are_the_batch_and_differ_by_one_at_most(tmp_path, count, of):
+    batches = TrainBatches(stream(tmp_path, 42), seq_len=8, seed=1)
+    shares = [batches.batch(3, count, Share(index=index, of=of)) for index in range(of)]
+    np.testing.assert_array_equal(np.concatenate([share.ids for share in shares]), batches.batch(3, count).ids)
+    assert {len(share.ids) for share in shares} <= {count // of, -(-count // of)}
+
+
+def test_a_share_is_filled_up_with_sequences_that_do_not_count(tmp_path):
+    batches = TrainBatches(stream(tmp_path, 42), seq_len=8, seed=1)
+    share, filled = (batches.batch(0, 5, Share(index=0, of=2), rows) for rows in (None, 4))
+    assert filled.ids.shape == filled.labels.shape == (4, 8)
+    np.testing.assert_array_equal(filled.ids[:2], share.ids)
+    np.testing.assert_array_equal(filled.labels[:2], share.labels)
+    assert (filled.labels[2:] == IGNORED).all() and filled.labels.dtype == np.int32

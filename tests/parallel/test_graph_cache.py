@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+import mindmodel
 from mindmodel.parallel import graph_cache
-from mindmodel.parallel.graph_cache import FRONT_END, GRAPHS_KEPT, GraphCache, graph_key
+from mindmodel.parallel.graph_cache import GRAPHS_KEPT, GraphCache, front_end, graph_key
 
 
 @pytest.fixture(autouse=True)
@@ -112,7 +113,7 @@ def test_when_compiling_fails_the_terminal_and_the_folder_come_back(opened, tmp_
 
 
 SECOND = """
-from mindmodel.parallel.graph_cache import FRONT_END, GRAPHS_KEPT, GraphCache, graph_key
+from mindmodel.parallel.graph_cache import GRAPHS_KEPT, GraphCache, front_end, graph_key
 cache = GraphCache()
 with cache.compiling():
     (cache.folder / "kernel.so").write_text("")
@@ -169,25 +170,25 @@ def test_the_first_graph_alone_is_kept_for_its_key(opened):
     cache.keep_graph("one")
     with cache.compiling(kept=True):
         assert os.environ["MS_COMPILER_CACHE_ENABLE"] == "1"
-        (cache.folder / FRONT_END / "graph.mindir").write_text("one's")
+        (cache.folder / front_end() / "graph.mindir").write_text("one's")
     with cache.compiling():
         assert os.environ["MS_COMPILER_CACHE_ENABLE"] == "0"
     cache = opened()
     cache.keep_graph("two")
-    assert not list((cache.folder / FRONT_END).iterdir())
+    assert not list((cache.folder / front_end()).iterdir())
     cache.keep_graph("one")
-    assert (cache.folder / FRONT_END / "graph.mindir").read_text() == "one's"
+    assert (cache.folder / front_end() / "graph.mindir").read_text() == "one's"
 
 
 def test_a_graph_that_was_altered_is_removed(opened):
     cache = opened()
     cache.keep_graph("one")
     with cache.compiling(kept=True):
-        (cache.folder / FRONT_END / "graph.mindir").write_text("whole")
-    (cache.folder / FRONT_END / "graph.mindir").write_text("evil!")
+        (cache.folder / front_end() / "graph.mindir").write_text("whole")
+    (cache.folder / front_end() / "graph.mindir").write_text("evil!")
     cache = opened()
     cache.keep_graph("one")
-    assert not list((cache.folder / FRONT_END).iterdir())
+    assert not list((cache.folder / front_end()).iterdir())
 
 
 def test_the_oldest_graphs_are_removed(opened):
@@ -231,9 +232,9 @@ def test_a_graphs_key_is_not_of_what_only_the_run_is_made_of(small_recipe):
 
 
 def test_a_graphs_key_is_of_every_source(small_recipe, tmp_path, monkeypatch):
-    package = Path(graph_cache.mindmodel.__file__).parent
+    package = Path(mindmodel.__file__).parent
     shutil.copytree(package, tmp_path / "mindmodel")
-    monkeypatch.setattr(graph_cache.mindmodel, "__file__", str(tmp_path / "mindmodel" / "__init__.py"))
+    monkeypatch.setattr(mindmodel, "__file__", str(tmp_path / "mindmodel" / "__init__.py"))
     key = graph_key(small_recipe, "train", None)
     with open(tmp_path / "mindmodel" / "layers" / "mlp.py", "a") as file:
         file.write("# changed\n")

@@ -40,10 +40,10 @@ CASES = {
         ["train.tokens_per_step=100"],
         "command line, train.tokens_per_step: 'tokens_per_step=100' is not a multiple of 'seq_len=32'. Use 96 or 128.",
     ),
-    "batch_can_be_shared": (
-        ["parallel.micro_batches=3"],
-        "small.yaml, train.tokens_per_step: 'tokens_per_step=256' is 8 sequences of 32, which 'dp=auto' times "
-        "'micro_batches=3' cannot share evenly. Use 192 or 288.",
+    "every_rank_has_a_sequence": (
+        ["parallel.micro_batches=3", "parallel.dp=4"],
+        "small.yaml, train.tokens_per_step: 'tokens_per_step=256' is 8 sequences of 32, fewer than 'dp=4' times "
+        "'micro_batches=3'. Use 384 or more.",
     ),
     "one_degree_is_auto": (
         ["parallel.tp=auto"],
@@ -207,4 +207,4 @@ def test_an_auto_degree_that_breaks_a_rule_is_refused_with_layouts_that_work(loa
 
 def test_a_number_of_devices_that_no_layout_fits_is_said(load):
     with pytest.raises(LayoutError, match="No layout of that many devices fits this model and batch"):
-        resolve_degrees(load(), 7)
+        resolve_degrees(load(), 11)

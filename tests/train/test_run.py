@@ -6,15 +6,16 @@ import dataclasses
 import errno
 import io
 
+import numpy as np
 import pytest
 
 from mindmodel.checkpoint.run_folder import RunFolder
-from mindmodel.errors import CheckpointError, DataError, LayoutError, RecipeError
+from mindmodel.errors import CheckpointError, DataError, LaunchError, LayoutError, RecipeError
 from mindmodel.machine import Memory
 from mindmodel.recipe.load import load_recipe
 from mindmodel.terminal import Terminal
 from mindmodel.train import run as room
-from mindmodel.train.run import find_position, for_this_machine, open_run, owned
+from mindmodel.train.run import find_position, for_this_machine, open_run, owned, refuse_other_ranks_run
 
 RECIPE = """
 model: {hidden_size: 32, num_layers: 1, num_heads: 4, ffn_size: 64}
@@ -40,6 +41,12 @@ def terminal():
     return Terminal(io.StringIO())
 
 
+@pytest.fixture
+def opened(recipe, folder, terminal):
+    with owned(folder):
+        yield open_run(recipe, folder, find_position(recipe, folder, terminal), terminal)
+
+
 def with_keys(recipe, section, **keys):
     return dataclasses.replace(recipe, **{section: dataclasses.replace(getattr(recipe, section), **keys)})
 
@@ -51,6 +58,50 @@ def test_the_automatic_degree_is_one(recipe):
 def test_several_devices_are_refused_with_the_way_out(recipe):
     with pytest.raises(LayoutError, match="(?s)cannot be 1 devices.*`--single` runs it on one device"):
         for_this_machine(with_keys(recipe, "parallel", tp=2))
+
+
+def test_a_job_of_several_processes_shares_the_batch(recipe):
+    assert for_this_machine(with_keys(recipe, "train", tokens_per_step=16), 2).parallel.dp == 2
+
+
+@pytest.mark.parametrize(
+    "keys, devices, message",
+    [
+        ({"dp": 1, "tp": 2}, 0, "parallel: tp=2 cannot train here: on CPU only dp can be above 1"),
+        ({"dp": 1, "cp": 2}, 0, "parallel: cp=2 cannot train here"),
+        ({"dp": 2, "shard_optimizer": "states"}, 0, "parallel: shard_optimizer=states cannot train here"),
+        ({"dp": 1, "pp": 2}, 8, "pp=2 cannot train here: a run is saved from ranks that hold the whole model"),
+    ],
+)
+def test_layouts_that_cut_the_weights_are_refused_with_what_can_be_done(recipe, monkeypatch, keys, devices, message):
+    monkeypatch.setattr(room, "ascend_devices", lambda: devices)
+    device = "ascend" if devices else "auto"
+    with pytest.raises(LayoutError, match=f"{message}.* Use dp alone; `--single`"):
+        room.refuse_cut_weights(with_keys(with_keys(recipe, "parallel", **keys), "runtime", device=device))
+
+
+def test_context_parallel_ranks_hold_the_whole_model_on_ascend(recipe, monkeypatch):
+    monkeypatch.setattr(room, "ascend_devices", lambda: 8)
+    room.refuse_cut_weights(with_keys(with_keys(recipe, "parallel", dp=1, cp=2), "runtime", device="ascend"))
+
+
+class TwoRanks:
+    """This rank and one that gives other numbers where it is told to."""
+
+    def __init__(self, differing=()):
+        self.differing = differing
+
+    def gather(self, *values):
+        return np.array([values, [value + (i in self.differing) for i, value in enumerate(values)]])
+
+
+def test_ranks_with_the_same_run_are_let_through(opened):
+    refuse_other_ranks_run(opened, TwoRanks())
+
+
+def test_ranks_that_differ_are_named_with_what_differs(opened):
+    with pytest.raises(LaunchError, match="another recipe on rank 1; a run at another step on rank 1. Give all nodes"):
+        refuse_other_ranks_run(opened, TwoRanks((0, 3)))
 
 
 def test_a_folder_that_a_failure_leaves_empty_is_removed_with_what_was_made_for_it(folder):

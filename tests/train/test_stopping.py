@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from mindmodel.recipe.schema import TrainSection
-from mindmodel.train.stopping import SIGNALS, Stopper
+from mindmodel.train.stopping import GO_ON, SIGNALS, STEP_REACHED, TIME_IS_UP, Stopper, agreed, reason
 
 
 def section(**keys) -> TrainSection:
@@ -31,20 +31,20 @@ def begun():
 
 
 def test_without_a_reason_the_loop_goes_on(begun):
-    assert begun.reason(1) is None and begun.signal is None
+    assert begun.code(1) == GO_ON
 
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_is_noted(number, begun):
     os.kill(os.getpid(), number)
-    assert begun.reason(1) == f"{number.name} received"
-    assert begun.signal == number.name
+    assert begun.code(1) == number
+    assert reason(begun.code(1), 1) == f"{number.name} received"
 
 
 def test_the_second_signal_of_a_kind_interrupts_and_one_of_another_does_not(begun):
     os.kill(os.getpid(), signal.SIGUSR1)
     os.kill(os.getpid(), signal.SIGTERM)
-    assert begun.reason(1) == "SIGUSR1 received"
+    assert begun.code(1) == signal.SIGUSR1
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -67,17 +67,32 @@ def test_a_signal_that_is_ignored_stays_ignored(monkeypatch):
         with Stopper(section()) as stopper:
             stopper.begin()
             os.kill(os.getpid(), signal.SIGHUP)
-            assert stopper.reason(1) is None
+            assert stopper.code(1) == GO_ON
     finally:
         signal.signal(signal.SIGHUP, before)
 
 
 def test_a_step_to_stop_at():
     stopper = Stopper(section(stop_at=4))
-    assert stopper.reason(3) is None and stopper.reason(5) is None
-    assert stopper.reason(4) == "train.stop_at=4 reached"
+    assert stopper.code(3) == stopper.code(5) == GO_ON
+    assert stopper.code(4) == STEP_REACHED
+    assert reason(STEP_REACHED, 4) == "train.stop_at=4 reached"
 
 
 def test_a_time_limit():
-    assert Stopper(section(max_hours=1.0)).reason(1) is None
-    assert Stopper(section(max_hours=1e-12)).reason(1) == "train.max_hours reached"
+    assert Stopper(section(max_hours=1.0)).code(1) == GO_ON
+    assert Stopper(section(max_hours=1e-12)).code(1) == TIME_IS_UP
+    assert reason(TIME_IS_UP, 1) == "train.max_hours reached"
+
+
+@pytest.mark.parametrize(
+    "codes, counts",
+    [
+        ([GO_ON, GO_ON], GO_ON),
+        ([GO_ON, TIME_IS_UP], TIME_IS_UP),
+        ([STEP_REACHED, TIME_IS_UP], TIME_IS_UP),
+        ([TIME_IS_UP, GO_ON, int(signal.SIGTERM)], signal.SIGTERM),
+    ],
+)
+def test_all_ranks_stop_when_one_does_and_a_signal_counts_most(codes, counts):
+    assert agreed(codes) == counts
