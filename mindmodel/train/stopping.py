@@ -15,8 +15,8 @@ GO_ON, STEP_REACHED, TIME_IS_UP = 0, -1, -2
 
 def agreed(codes: Iterable[float]) -> int:
     """Of the codes of all ranks the one that counts: a signal before a limit, a limit before going on."""
-    codes = [int(code) for code in codes]
-    return max(codes) if max(codes) > 0 else min(codes)
+    given = [int(code) for code in codes]
+    return max(given) if max(given) > 0 else min(given)
 
 
 def reason(code: int, step: int) -> str:
