@@ -12,7 +12,7 @@ from mindmodel.parallel.environment import prepare_environment
 from mindmodel.recipe.load import recipe_from_dict
 
 prepare_environment(cpu_kernels="graph")  # before any test imports mindspore
-sys.path.append(os.path.dirname(__file__))  # for graph.py
+sys.path.append(os.path.dirname(__file__))  # for graph.py and command.py
 
 
 RECIPE = {

@@ -117,8 +117,10 @@ def median(rounds: Iterable[Sequence[float]]) -> float:
 
 
 def spread(rounds: Iterable[Sequence[float]]) -> float:
-    """Distance of the quartiles over the median."""
+    """Distance of the quartiles over the median; 0 of a single value."""
     values = [value for part in rounds for value in part]
+    if len(values) == 1:
+        return 0.0
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
     return (high - low) / middle
 

@@ -1,0 +1,93 @@
+"""Data parallel on CPU processes under msrun: the run of one process, whatever their number."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+
+STEPS = 50
+TOLERANCE = 1e-5
+SLOW_START = ("optim.warmup_steps=40", f"train.steps={STEPS}", "train.eval_every=25")
+"""A learning rate that begins small: rounding grows with every step, and faster with large ones."""
+
+
+def same_steps(one, other) -> None:
+    """Loss and gradient norm, which varies more, to their tolerances; steps and learning rates exactly."""
+    assert one.losses.keys() == other.losses.keys() and len(one.losses) == STEPS
+    for mine, others in zip(one.losses.values(), other.losses.values()):
+        assert mine[0] == pytest.approx(others[0], rel=TOLERANCE)
+        assert mine[1] == pytest.approx(others[1], rel=10 * TOLERANCE)
+        assert mine[2] == others[2]
+
+
+def evaluations(run) -> list[tuple[int, float]]:
+    return [(row["step"], row["eval_loss"]) for row in run.rows if "eval_loss" in row]
+
+
+@pytest.fixture
+def alone(job):
+    """The run of one process."""
+    done = job.train("alone", *SLOW_START)
+    assert done.returncode == 0, done.stderr
+    return job.run("alone")
+
+
+def same_run(job, alone, dp: int) -> None:
+    done = job.launch(f"dp{dp}", dp, *SLOW_START)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = job.run(f"dp{dp}")
+    same_steps(run, alone)
+    for (step, loss), (same_step, other) in zip(evaluations(run), evaluations(alone), strict=True):
+        assert step == same_step and loss == pytest.approx(other, rel=TOLERANCE)
+    assert run.steps == alone.steps and [row["samples"] for row in run.rows if "samples" in row][-1] == 4 * STEPS
+    assert job.processes() == {}
+
+
+def test_two_processes_train_the_run_of_one(job, alone):
+    same_run(job, alone, 2)
+
+
+@pytest.mark.long
+def test_three_processes_that_cannot_share_the_batch_evenly_train_the_run_of_one(job, alone):
+    same_run(job, alone, 3)
+
+
+@pytest.mark.long
+def test_four_processes_and_micro_batches_train_the_run_of_one(job, alone):
+    done = job.launch("dp2", 2, "parallel.micro_batches=2", *SLOW_START)
+    assert done.returncode == 0, done.stdout + done.stderr
+    same_steps(job.run("dp2"), alone)
+    same_run(job, alone, 4)
+
+
+def test_a_killed_worker_ends_the_job_and_the_same_command_goes_on(job):
+    whole = job.launch("whole", 2, "train.steps=60")
+    assert whole.returncode == 0, whole.stdout + whole.stderr
+    arguments = job.arguments("run", 2, "train.steps=60", "checkpoint.every=10")
+    running = job.start(*arguments)
+    killed = job.worker("run", 1)
+    running.wait_for("step 10: saved")
+    start = time.monotonic()
+    os.kill(killed, signal.SIGKILL)
+    assert running.process.wait(60) == 3
+    assert time.monotonic() - start < 15 and job.processes() == {}
+    assert "rank 1" in running.output and "SIGKILL" in running.output
+    again = job(*arguments)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "going on from" in again.stdout
+    assert job.run("run").losses == job.run("whole").losses
+
+
+def test_a_signal_to_the_command_saves_and_another_number_of_processes_goes_on(job):
+    running = job.start(*job.arguments("run", 2, "train.steps=60"))
+    job.worker("run", 1)
+    assert running.end(signal.SIGTERM) == 130, running.output
+    assert "SIGTERM received: stopped after step" in running.output and job.processes() == {}
+    (step,) = job.run("run").steps
+    done = job.train("run", "train.steps=60")
+    assert done.returncode == 0, done.stderr
+    assert f"going on from {job.folder}" in done.stdout or f"step_{step}" in done.stdout
+    assert list(job.run("run").losses) == list(range(1, 61))
