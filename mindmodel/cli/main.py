@@ -13,6 +13,7 @@ from mindmodel.errors import MindModelError, TrainingError
 
 VERBS = {
     "train": "train a model from a recipe; continues when its run folder holds a run",
+    "launch": "the same training on many processes and nodes through msrun",
     "dryrun": "compile a layout for N simulated Ascend devices: memory, collectives, kernels, proof",
     "recipe": "show a recipe resolved, with its parameters, tokens, memory and disk",
     "generate": "sample text from a run",
