@@ -142,15 +142,23 @@ def _clock(clock: Clock) -> Fact:
 
 
 def _port(nodes: Nodes) -> Fact:
-    """Whether a single node could listen where it is told to; several find out when they meet."""
+    """Whether node 0 can listen where the job will: its scheduler, and beside it the launchers of several nodes.
+
+    The port at which several nodes meet now is seen to be free by that.
+    """
     if nodes.port is None:
         return Fact(text="any")
+    text, other = (str(nodes.port), nodes) if nodes.count == 1 else (f"{nodes.port}, next", _next_port(nodes))
     try:
-        if nodes.count == 1:
-            port_is_free(nodes)
+        if nodes.rank == 0:
+            port_is_free(other)
     except LaunchError as error:
-        return Fact(text=f"{nodes.port} taken", fault=str(error))
-    return Fact(text=str(nodes.port))
+        return Fact(text=f"{other.port} taken", fault=str(error))
+    return Fact(text=text)
+
+
+def _next_port(nodes: Nodes) -> Nodes:
+    return replace(nodes, port=int(nodes.port or 0) + 1)
 
 
 def _verdict(reports: Mapping[int, Report]) -> Message:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,10 +39,12 @@ def recipe(small_recipe, tmp_path):
 
 @pytest.fixture
 def port():
-    """One that nobody listens at."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    """One that nobody listens at, nor at the next."""
+    while True:
+        with socket.socket() as one, socket.socket() as other, suppress(OSError, OverflowError):
+            one.bind(("127.0.0.1", 0))
+            other.bind(("127.0.0.1", one.getsockname()[1] + 1))
+            return one.getsockname()[1]
 
 
 @pytest.fixture
@@ -201,6 +204,12 @@ def test_a_taken_port_is_told_by_a_single_node(recipe, port):
         assert preflight.check(recipe, Nodes(port=port), Terminal(stream)) == 1
     assert f"port: --master 127.0.0.1:{port}: another program has this port." in stream.getvalue()
     assert preflight.check(recipe, Nodes(port=port), Terminal(io.StringIO())) == 0
+
+
+def test_the_port_that_launchers_take_beside_the_schedulers_must_be_free_on_node_0(recipe, check_on, port):
+    with socket.create_server(("127.0.0.1", port + 1)):
+        (code, printed), _ = check_on(recipe, recipe)
+    assert code == 1 and f"port: --master 127.0.0.1:{port + 1}: another program has this port." in printed
 
 
 @pytest.mark.parametrize("verdict", [{}, {"fit": 1, "lines": []}, {"fit": True, "lines": "x"}])
