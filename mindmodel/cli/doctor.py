@@ -22,7 +22,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Iterator, NamedTuple, Optional
 
-from mindmodel import machine
+from mindmodel import cann, machine
 from mindmodel.build_cache import BuildError
 from mindmodel.cli.recipe import quantity
 from mindmodel.dryrun import standin
@@ -208,17 +208,15 @@ def ascend() -> Check:
 
 def ascend_toolkit() -> Check:
     """CANN, or else what stands in for it where nothing is trained."""
-    name, real = "ascend toolkit", standin.real_cann()
+    name, real = "ascend toolkit", cann.real_cann()
     if real is None:
         try:
             built = standin.find()
         except BuildError as error:
             return Check(name, ABSENT, f"needed by: dryrun. No CANN, and {error}")
         return Check(name, OK, f"no CANN; what stands in for it in dry runs is {built or 'built at first use'}")
-    text = f"CANN {standin.cann_version(real) or 'of unknown version'} at {real}"
-    if standin.is_entered(real):
-        return Check(name, OK, text)
-    return Check(name, DIFFERS, f"{text}, but not in this environment. Use source {standin.set_env(real)}")
+    text, fault = f"CANN {cann.cann_version(real) or 'of unknown version'} at {real}", cann.fault_of(real)
+    return Check(name, DIFFERS if fault else OK, f"{text}, but {fault}" if fault else text)
 
 
 def folders() -> Iterator[Check]:

@@ -58,14 +58,19 @@ def _stdlib() -> Iterator[Document]:
 
 
 def _documents_of_entry(entry: str) -> Iterator[Document]:
-    for path in _files_of_entry(entry):
+    for path in files_of_entry(entry):
         if path.suffix == ".jsonl":
             yield from _json_lines(path)
         else:
             yield _whole_file(path)
 
 
-def _files_of_entry(entry: str) -> list[Path]:
+def files_of_entry(entry: str) -> list[Path]:
+    """The files that an entry of a source other than `stdlib` means, sorted.
+
+    Raises:
+        DataError: if there is none.
+    """
     path = Path(entry)
     if path.is_dir():
         files = _files_below(path, TEXT_SUFFIXES)

@@ -12,12 +12,13 @@ import platform
 import re
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Callable, ContextManager, Iterator, Optional
+from typing import Callable, ContextManager, Optional
 
 from mindmodel.build_cache import BuildError, find_or_make, is_whole, run_tool, write_manifest
+from mindmodel.cann import ACL, STANDIN, is_entered, real_cann, set_env
 from mindmodel.dryrun.stubs import PLUGIN, libraries_of, source, wanted
 from mindmodel.files import sha256_of, write_folder_safely
-from mindmodel.machine import ROOT, cache_folder, cpp_compiler, package_folder
+from mindmodel.machine import cache_folder, cpp_compiler, package_folder
 
 ROOM = "cann"
 HOME = "cann"
@@ -27,8 +28,6 @@ VERSIONS = ("2.9.0",)
 """Of MindSpore: those whose plugin is known to run with it."""
 CANN_VERSION = "8.5.0"
 """What it says it is: the first two numbers are among those that MindSpore 2.9.0 accepts."""
-STANDIN = "libstandin.so"
-ACL = Path("lib64", "libascendcl.so")
 OPERATORS = Path("opp", "built-in", "op_impl", "ai_core", "tbe")
 """Where MindSpore expects CANN's Python packages."""
 TEXTS = {
@@ -38,8 +37,6 @@ TEXTS = {
 }
 """Files of CANN that MindSpore reads its version from."""
 SOURCES = ("elf.py", "stubs.py", "standin.py")
-TOLD_IN = ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME")
-INSTALLED_IN = ("ascend-toolkit/latest", "cann")
 
 
 def toolkit(working: Callable[[str], ContextManager] = nullcontext) -> dict[str, str]:
@@ -57,38 +54,6 @@ def toolkit(working: Callable[[str], ContextManager] = nullcontext) -> dict[str,
     if not is_entered(real):
         raise BuildError(f"{real}: CANN is installed here, but not in this environment. Use source {set_env(real)}")
     return {}
-
-
-def real_cann(root: Path = ROOT) -> Optional[Path]:
-    """The folder of a CANN toolkit: the one that the environment names, else one in its usual place below root."""
-    usual = [root / "usr/local/Ascend" / name for name in INSTALLED_IN]
-    candidates = (path for path in (*_told(), *usual) if (path / ACL).is_file())
-    return next((path for path in candidates if (path / ACL).resolve().name != STANDIN), None)
-
-
-def _told() -> Iterator[Path]:
-    """The toolkits that the environment names."""
-    return (Path(os.environ[name]) for name in TOLD_IN if os.environ.get(name))
-
-
-def is_entered(real: Path) -> bool:
-    """Whether the environment is set up for a toolkit."""
-    return real in _told()
-
-
-def set_env(real: Path) -> Path:
-    """The script that sets up the environment for a toolkit."""
-    inside = real / "set_env.sh"
-    return inside if inside.is_file() else real.parent / "set_env.sh"
-
-
-def cann_version(real: Path) -> Optional[str]:
-    """A toolkit's version, from the file that MindSpore reads it from."""
-    try:
-        found = re.search(r"^Version=(\S+)", (real / "compiler" / "version.info").read_text(), re.MULTILINE)
-    except OSError:
-        return None
-    return found[1] if found else None
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -159,7 +124,7 @@ def _version(mindspore: Path) -> str:
 def _key(mindspore: Path) -> str:
     """What the stand-in depends on: MindSpore's plugin and our sources."""
     files = libraries_of(mindspore)
-    described = [_version(mindspore), *(f"{name} {files[name].stat().st_size}" for name in PLUGIN)]
+    described = [_version(mindspore), STANDIN, str(ACL), *(f"{name} {files[name].stat().st_size}" for name in PLUGIN)]
     described += [sha256_of(Path(__file__).with_name(name)) for name in SOURCES]
     return hashlib.sha256("\n".join(described).encode()).hexdigest()[:16]
 

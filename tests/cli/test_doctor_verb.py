@@ -127,7 +127,7 @@ def test_what_is_absent_tells_which_verb_needs_it(monkeypatch):
 @pytest.fixture
 def no_cann(monkeypatch):
     """A machine without CANN, whatever this one has."""
-    monkeypatch.setattr(doctor.standin, "real_cann", lambda: None)
+    monkeypatch.setattr(doctor.cann, "real_cann", lambda: None)
 
 
 def test_without_cann_the_stand_in_is_told_and_not_built(no_cann, monkeypatch):
@@ -145,17 +145,48 @@ def test_without_cann_and_what_the_stand_in_needs_it_is_told_what_to_install(no_
     assert check.detail.endswith("No CANN, and MindSpore is not installed. Use pip install mindspore==2.9.0")
 
 
-def test_cann_is_told_with_its_version_and_how_to_enter_it(tmp_path, monkeypatch):
-    (tmp_path / "compiler").mkdir()
-    monkeypatch.setattr(doctor.standin, "real_cann", lambda: tmp_path)
-    monkeypatch.setenv("ASCEND_HOME_PATH", str(tmp_path))
-    assert doctor.ascend_toolkit() == Check("ascend toolkit", OK, f"CANN of unknown version at {tmp_path}")
-    (tmp_path / "compiler" / "version.info").write_text("Version=8.5.0.1\n")
-    assert doctor.ascend_toolkit() == Check("ascend toolkit", OK, f"CANN 8.5.0.1 at {tmp_path}")
+@pytest.fixture
+def cann_of(tmp_path, monkeypatch):
+    """Function: CANN of a version is installed and entered; gives its folder."""
+
+    def install(version: str) -> Path:
+        (tmp_path / "compiler").mkdir(exist_ok=True)
+        (tmp_path / "compiler" / "version.info").write_text(f"Version={version}\n")
+        monkeypatch.setattr(doctor.cann, "real_cann", lambda: tmp_path)
+        monkeypatch.setenv("ASCEND_HOME_PATH", str(tmp_path))
+        return tmp_path
+
+    return install
+
+
+def test_cann_is_told_with_its_version(cann_of):
+    folder = cann_of("9.0.0.1")
+    assert doctor.ascend_toolkit() == Check("ascend toolkit", OK, f"CANN 9.0.0.1 at {folder}")
+
+
+def test_cann_that_mindspore_does_not_take_is_told_with_what_to_install(cann_of):
+    folder = cann_of("8.1.RC1")
+    assert doctor.ascend_toolkit() == Check(
+        "ascend toolkit", DIFFERS,
+        f"CANN 8.1.RC1 at {folder}, but MindSpore 2.9.0 takes CANN 8.2, 8.3, 8.5 or 9.0. "
+        "Install CANN 9.0.0, toolkit and operators of your chip, then source its set_env.sh",
+    )
+
+
+def test_cann_that_does_not_tell_its_version_is_not_taken_for_the_right_one(cann_of):
+    folder = cann_of("9.0.0")
+    (folder / "compiler" / "version.info").unlink()
+    check = doctor.ascend_toolkit()
+    assert check.state == DIFFERS
+    assert check.detail.startswith(f"CANN of unknown version at {folder}, but {folder}/compiler/version.info does not")
+
+
+def test_cann_outside_of_this_environment_is_told_with_how_to_enter_it(cann_of, monkeypatch):
+    folder = cann_of("9.0.0")
     monkeypatch.delenv("ASCEND_HOME_PATH")
     check = doctor.ascend_toolkit()
     assert check.state == DIFFERS
-    assert check.detail.endswith(f"but not in this environment. Use source {tmp_path.parent / 'set_env.sh'}")
+    assert check.detail.endswith(f"but it is not in this environment. Use source {folder.parent / 'set_env.sh'}")
 
 
 def test_the_cache_of_compiled_things_can_be_cleared(tmp_path, monkeypatch, capsys):

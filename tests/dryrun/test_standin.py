@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from mindmodel.build_cache import BuildError
+from mindmodel.cann import TOLD_IN
 from mindmodel.dryrun import standin as module
 from mindmodel.dryrun.stubs import PLUGIN
 
@@ -41,7 +42,7 @@ print("compiled for", ms.get_context("device_target"))
 @pytest.fixture(autouse=True)
 def no_cann(monkeypatch):
     """An environment that knows no toolkit."""
-    for name in module.TOLD_IN:
+    for name in TOLD_IN:
         monkeypatch.delenv(name, raising=False)
 
 
@@ -198,21 +199,6 @@ def toolkit_in(tmp_path):
     return make
 
 
-@pytest.mark.parametrize("path", ["usr/local/Ascend/ascend-toolkit/latest", "usr/local/Ascend/cann"])
-def test_cann_is_found_in_its_usual_places(path, toolkit_in, tmp_path):
-    assert module.real_cann(tmp_path / "root") is None
-    assert toolkit_in(path) == module.real_cann(tmp_path / "root")
-
-
-@pytest.mark.parametrize("name", ["ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME"])
-def test_cann_that_the_environment_names_comes_first(name, toolkit_in, tmp_path, monkeypatch):
-    usual, mine = toolkit_in("usr/local/Ascend/cann"), toolkit_in("opt/cann")
-    monkeypatch.setenv(name, str(mine))
-    assert module.real_cann(tmp_path / "root") == mine
-    monkeypatch.setenv(name, str(tmp_path / "gone"))
-    assert module.real_cann(tmp_path / "root") == usual
-
-
 def test_the_stand_in_is_not_taken_for_cann(installed, tmp_path, monkeypatch):
     folder = module.find_or_build()
     monkeypatch.setenv("ASCEND_HOME_PATH", module.environment(folder)["ASCEND_HOME_PATH"])
@@ -236,11 +222,3 @@ def test_cann_that_the_environment_does_not_know_must_be_entered_first(path, scr
     monkeypatch.setattr(module, "real_cann", lambda: real)
     with pytest.raises(BuildError, match=f"installed here, but not in this environment. Use source .*/root/{script}$"):
         module.toolkit()
-
-
-@pytest.mark.parametrize("text, version", [("Version=8.5.0.1\n", "8.5.0.1"), ("nothing\n", None), (None, None)])
-def test_the_version_of_cann_is_read(text, version, tmp_path):
-    if text is not None:
-        (tmp_path / "compiler").mkdir()
-        (tmp_path / "compiler" / "version.info").write_text(text)
-    assert module.cann_version(tmp_path) == version
