@@ -19,17 +19,17 @@ from mindmodel.cli.arguments import at_least
 from mindmodel.cli.recipe import filling, quantity
 from mindmodel.dryrun.prove import NUM_STEPS, TOLERANCE, Proof, jobs_of, prove, reference
 from mindmodel.dryrun.report import RankReport
-from mindmodel.dryrun.run import dry_run, jobs_at_once, ranks_that_differ
-from mindmodel.errors import LayoutError, RecipeError
+from mindmodel.dryrun.run import chosen_ranks, dry_run, jobs_at_once
+from mindmodel.errors import RecipeError
 from mindmodel.fleet.chips import DEFAULT_CHIP, Chip, find_chip
 from mindmodel.fleet.layouts import fitting_layouts
 from mindmodel.fleet.memory import KINDS, estimate_memory
 from mindmodel.machine import memory, usable_cores
-from mindmodel.parallel.mesh import AXES, mesh_of
+from mindmodel.parallel.mesh import mesh_of
 from mindmodel.recipe.estimate import known_vocab_size, parameters
 from mindmodel.recipe.load import load_with_changes
 from mindmodel.recipe.rules import resolve_degrees
-from mindmodel.recipe.schema import Recipe
+from mindmodel.recipe.schema import AXES, Recipe
 from mindmodel.recipe.shrink import fewer_devices, shrink
 from mindmodel.terminal import Terminal
 
@@ -61,9 +61,7 @@ def run(args: argparse.Namespace) -> int:
         return _prove(_with_vocabulary(_small(recipe, terminal)), args, terminal)
     recipe = _with_vocabulary(recipe)
     at_once = jobs_at_once(recipe, args.jobs or usable_cores(), memory())
-    ranks = tuple(dict.fromkeys(args.rank or ranks_that_differ(mesh_of(recipe.parallel))))
-    if max(ranks) >= args.devices:
-        raise LayoutError(f"--rank {max(ranks)}: there are {args.devices} ranks, from 0 to {args.devices - 1}.")
+    ranks = chosen_ranks(mesh_of(recipe.parallel), args.rank)
     if not args.json:
         terminal.say("\n".join(_layout_lines(recipe, ranks)))
     reports = dry_run(recipe, ranks, at_once, _progress(terminal, len(ranks)))

@@ -10,6 +10,7 @@ from typing import Optional, Sequence
 
 from mindmodel import __version__
 from mindmodel.errors import MindModelError, TrainingError
+from mindmodel.parallel.rank_error import report_error
 
 VERBS = {
     "train": "train a model from a recipe; continues when its run folder holds a run",
@@ -49,7 +50,7 @@ def parse_arguments(verb: str, arguments: Sequence[str]) -> argparse.Namespace:
 def _fail(error: BaseException, code: int, debug: bool) -> int:
     if debug:
         raise error
-    print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    report_error(error)
     return code
 
 

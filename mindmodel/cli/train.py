@@ -21,6 +21,7 @@ from mindmodel.cli.arguments import add_recipe_arguments
 from mindmodel.errors import TrainingError, first_line
 from mindmodel.files import write_text_safely
 from mindmodel.parallel.environment import place, prepare_environment
+from mindmodel.parallel.heartbeat import attach_to_launcher, heartbeat_of_this_process
 from mindmodel.recipe.dump import recipe_to_yaml
 from mindmodel.recipe.load import load_with_changes
 from mindmodel.recipe.schema import Recipe
@@ -54,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
     recipe, changes = load_with_changes(args.recipe, args.overrides, single=args.single, shrink=args.shrink)
     for change in changes:
         terminal.say(f"changed for this machine: {change}")
+    attach_to_launcher()
+    heartbeat_of_this_process().beat("starting", 0)
     here = place()
     if here.is_scheduler:
         return _serve()

@@ -86,6 +86,22 @@ def _scores(attention: _Attention, q: Array, k: Array, mask: Optional[Array]) ->
     return scores if hidden is None else np.where(hidden, np.asarray(-np.inf, scores.dtype), scores)
 
 
+class _Heads(NamedTuple):
+    """Operands by head, [B, N, S, D]: keys and values once more for every query head that shares them."""
+
+    q: Array
+    keys: Array
+    values: Array
+    group_size: int
+
+
+def _heads(attention: _Attention, q: Array, k: Array, v: Array) -> _Heads:
+    head_size = attention.head_size(q)
+    q, k, v = (attention.heads(x, head_size) for x in (q, k, v))
+    group_size = q.shape[1] // k.shape[1]
+    return _Heads(q, np.repeat(k, group_size, 1), np.repeat(v, group_size, 1), group_size)
+
+
 def flash_attention(
     context: Context,
     q: Array,
@@ -102,14 +118,12 @@ def flash_attention(
 ) -> tuple[Array, ...]:
     """Largest score and sum of exponentials of each row (8 times), an undefined result, and the attended values."""
     attention = _attention(settings, shift, drop_mask, padding_mask, prefix, q_lengths, kv_lengths)
-    head_size = attention.head_size(q)
-    q, k, v = (attention.heads(x, head_size) for x in (q, k, v))
-    group_size = q.shape[1] // k.shape[1]
-    scores = _scores(attention, q, np.repeat(k, group_size, 1), mask)
+    q, keys, values, _ = _heads(attention, q, k, v)
+    scores = _scores(attention, q, keys, mask)
     largest = np.max(scores, -1, keepdims=True)
     exponentials = np.exp(scores - largest)
     total = np.sum(exponentials, -1, keepdims=True)
-    attended = exponentials / total @ np.repeat(v, group_size, 1)
+    attended = exponentials / total @ values
     return np.repeat(largest, 8, -1), np.repeat(total, 8, -1), undefined(context.part(2)), attention.joined(attended)
 
 
@@ -134,10 +148,8 @@ def flash_attention_grad(
 ) -> tuple[Array, ...]:
     """Gradients of flash_attention with respect to q, k and v from what it returned, and an undefined result."""
     attention = _attention(settings, shift, drop_mask, padding_mask, prefix, q_lengths, kv_lengths)
-    head_size = attention.head_size(q)
-    q, k, v, grad, attended = (attention.heads(x, head_size) for x in (q, k, v, grad, attended))
-    group_size = q.shape[1] // k.shape[1]
-    keys, values = np.repeat(k, group_size, 1), np.repeat(v, group_size, 1)
+    grad, attended = (attention.heads(x, attention.head_size(q)) for x in (grad, attended))
+    q, keys, values, group_size = _heads(attention, q, k, v)
     probabilities = np.exp(_scores(attention, q, keys, mask) - largest[..., :1]) / total[..., :1]
     centred = grad @ values.swapaxes(-1, -2) - np.sum(grad * attended, -1, keepdims=True)
     score_grad = probabilities * centred * attention.scale

@@ -12,8 +12,8 @@ from typing import Any, Iterator, Mapping
 from mindmodel.dryrun.compile import Compiled
 from mindmodel.dryrun.jobs import LOG_NAME
 from mindmodel.dryrun.memory_trace import OPERATOR, bytes_by_kind, read_trace
+from mindmodel.fleet.rank_sizes import RankSizes
 from mindmodel.parallel.mesh import Mesh, mesh_of, stage_of
-from mindmodel.recipe.schema import Recipe
 
 COLLECTIVES_PATH = Path("execute_order", "comm_execute_order.csv")
 KERNELS_PATH = Path("execute_order", "execute_order.csv")
@@ -119,25 +119,17 @@ def ring_bytes(kind: str, num_bytes: float, num_ranks: int) -> float:
     return num_bytes * {"AllReduce": 2 * others, "Send": 1, "Receive": 0}.get(kind, others)
 
 
-def local_sizes(recipe: Recipe) -> tuple[int, int]:
-    """Entries of the vocabulary that a rank holds, and its tokens of a micro-batch."""
-    parallel, mesh = recipe.parallel, mesh_of(recipe.parallel)
-    assert recipe.model.vocab_size is not None
-    sequences = recipe.sequences_per_rank // parallel.micro_batches
-    return recipe.model.vocab_size // mesh.tp, sequences * recipe.data.seq_len // mesh.cp
-
-
 def report_of(compiled: Compiled) -> RankReport:
     """Read what a rank compiled at level 1 left in its folder."""
     job, result, mesh = compiled.job, compiled.result, mesh_of(compiled.job.recipe.parallel)
-    folder = compiled.folder / f"rank_{job.rank}"
+    folder, sizes = compiled.folder / f"rank_{job.rank}", RankSizes(job.recipe, job.rank)
     kernels, in_layers = read_kernels(folder / KERNELS_PATH)
     chosen = chosen_kinds(compiled.folder / LOG_NAME)
     return RankReport(
         rank=job.rank,
         stage=stage_of(job.rank, mesh),
         peak_bytes=result["peak_bytes"],
-        by_kind=bytes_by_kind(read_trace(folder), result["peak_bytes"], *local_sizes(job.recipe)),
+        by_kind=bytes_by_kind(read_trace(folder), result["peak_bytes"], sizes.vocabulary, sizes.tokens),
         host_bytes=result["host_bytes"],
         cpu_s=result["cpu_s"],
         collectives=read_collectives(folder / COLLECTIVES_PATH, job.rank, mesh),

@@ -21,9 +21,16 @@ STAGE_LAYER_BYTES = 350 << 20
 """The same where micro-batches share a graph that is copied for each: 8 layers and 8 micro-batches took 2.5 GiB."""
 
 
-def ranks_that_differ(mesh: Mesh) -> tuple[int, ...]:
-    """A rank of the first, the middle and the last stage; those of a stage compile alike."""
-    return tuple(mesh.rank(pp=stage) for stage in sorted({0, mesh.pp // 2, mesh.pp - 1}))
+def chosen_ranks(mesh: Mesh, asked: Optional[Sequence[int]] = None) -> tuple[int, ...]:
+    """The ranks asked for, else one of the first, the middle and the last stage: those of a stage compile alike.
+
+    Raises:
+        LayoutError: if one is none of the mesh.
+    """
+    for rank in asked or ():
+        if not 0 <= rank < mesh.num_devices:
+            raise LayoutError(f"rank {rank} is none of {mesh.num_devices} devices. Use 0 to {mesh.num_devices - 1}.")
+    return tuple(dict.fromkeys(asked or (mesh.rank(pp=stage) for stage in sorted({0, mesh.pp // 2, mesh.pp - 1}))))
 
 
 def host_bytes_of(recipe: Recipe) -> int:
@@ -63,16 +70,13 @@ def dry_run(
 
     Args:
         recipe: with the vocabulary's size and all degrees filled in.
+        ranks: of its mesh.
         progress: as of compile.compiled.
 
     Raises:
-        LayoutError: if a rank does not compile, or is none of the mesh.
+        LayoutError: if a rank does not compile.
         BuildError: if there is neither CANN nor a stand-in.
     """
-    num_devices = mesh_of(recipe.parallel).num_devices
-    for rank in ranks:
-        if not 0 <= rank < num_devices:
-            raise LayoutError(f"rank {rank} is none of {num_devices} devices. Use 0 to {num_devices - 1}.")
     jobs = [Job(name=f"rank {rank}", recipe=recipe, rank=rank, level=1) for rank in ranks]
     with compiled(jobs, at_once, progress) as results:
         return [report_of(results[job.name]) for job in jobs]

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Iterator
 
 from mindmodel.fleet.rank_sizes import Held, RankSizes
-from mindmodel.parallel.mesh import AXES, names
-from mindmodel.recipe.schema import Recipe
+from mindmodel.parallel.mesh import names
+from mindmodel.recipe.schema import AXES, Recipe
 
 BYTES = {"float32": 4, "int32": 4, "bfloat16": 2}
 DATA = ("dp", "cp")
@@ -83,6 +83,7 @@ def _of_a_micro_batch(sizes: RankSizes) -> Iterator[_Call]:
         yield from _embedding(sizes)
     yield from _layers(sizes)
     yield from _context(sizes)
+    yield from _copied_heads(sizes)
     if sizes.is_last:
         yield from _head_and_loss(sizes)
     yield from _stage_borders(sizes)
@@ -117,11 +118,20 @@ def _fully_recomputed(sizes: RankSizes) -> int:
 
 def _context(sizes: RankSizes) -> Iterator[_Call]:
     """FlashAttentionScore needs keys and values of all of cp; transposed backwards. Recomputed either way."""
-    model, dtype = sizes.recipe.model, sizes.recipe.train.compute_dtype
-    assert model.num_kv_heads and model.head_size
-    keys = sizes.tokens * sizes.width(model.num_kv_heads) * model.head_size
+    dtype, keys = sizes.recipe.train.compute_dtype, sizes.tokens * sizes.kv_width
     yield _Call("AllGather", ("cp",), dtype, 2 * (sizes.num_layers + sizes.num_recomputed), keys)
     yield _Call("ReduceScatter", ("cp",), dtype, 2 * sizes.num_layers, keys * sizes.mesh.cp)
+
+
+def _copied_heads(sizes: RankSizes) -> Iterator[_Call]:
+    """Ranks with copies of a KV head project parts of its group, which Split needs whole; transposed backwards, which
+    sums the copies' gradients. Recomputed with the rest of attention.
+    """
+    if sizes.kv_copies == 1:
+        return
+    dtype, rows = sizes.recipe.train.compute_dtype, sizes.tokens * sizes.qkv_width
+    yield _Call("AllGather", ("tp",), dtype, sizes.num_layers + sizes.num_recomputed, rows)
+    yield _Call("ReduceScatter", ("tp",), dtype, sizes.num_layers, rows * sizes.kv_copies)
 
 
 def _head_and_loss(sizes: RankSizes) -> Iterator[_Call]:

@@ -120,8 +120,7 @@ def _copies(rank: RankSizes) -> int:
 def _attention_values(rank: RankSizes) -> int:
     """Numbers that a layer's attention keeps: turned queries and keys, values, result; with cp all keys and values."""
     model, cp = rank.recipe.model, rank.mesh.cp
-    size = model.head_size or 0
-    queries, keys = rank.width(model.num_heads) * size, rank.width(model.num_kv_heads or model.num_heads) * size
+    queries, keys = rank.width(model.num_heads) * (model.head_size or 0), rank.kv_width
     values = 2 * queries + 2 * keys * cp
     return rank.tokens * (values + (queries + keys if model.qk_norm else 0))
 
@@ -139,7 +138,7 @@ def _kept_of_layer(rank: RankSizes, recomputed: bool) -> int:
     stream = 2 * hidden * (rank.stream_tokens + rank.tokens)  # residuals, and norms as the products take them
     gate_up = 2 * rank.tokens * rank.width(model.ffn_size)
     if recompute == "selective":
-        qkv = rank.tokens * rank.width(model.num_heads + 2 * (model.num_kv_heads or model.num_heads)) * size
+        qkv = rank.tokens * rank.qkv_width
         results = gate_up // 2 + rank.tokens * rank.width(model.num_heads) * size
         return rank.value_bytes * (stream + gate_up + qkv + (results if rank.accumulates else 0))
     statistics = STATISTICS_BYTES * rank.tokens * rank.width(model.num_heads)
@@ -159,7 +158,7 @@ def _logits(rank: RankSizes) -> int:
     if not rank.is_last:
         return 0
     copies = 4 if rank.mesh.tp > 1 or rank.accumulates else 6
-    return copies * 4 * rank.tokens * rank.width(rank.recipe.model.vocab_size or 0)
+    return copies * 4 * rank.tokens * rank.vocabulary
 
 
 def _at_loss(rank: RankSizes, state: MemoryEstimate) -> MemoryEstimate:
@@ -177,7 +176,7 @@ def _at_head_backward(rank: RankSizes, state: MemoryEstimate) -> MemoryEstimate:
     if not rank.is_last or head is None:
         return before
     computed = 0 if rank.value_bytes == 4 else rank.value_bytes
-    logits = rank.value_bytes * rank.tokens * rank.width(rank.recipe.model.vocab_size or 0)
+    logits = rank.value_bytes * rank.tokens * rank.vocabulary
     return dataclasses.replace(before, gradients=state.gradients + (4 + computed) * head.whole, logits=logits)
 
 

@@ -11,7 +11,7 @@ from typing import Mapping
 from mindmodel.models.family import parameter_shapes
 from mindmodel.parallel.mesh import Mesh, Shape, local_shape, mesh_of, stage_of
 from mindmodel.parallel.plan import Plan, sharded_axes
-from mindmodel.parallel.plans.decoder import decoder_plan, layer_places
+from mindmodel.parallel.plans.decoder import decoder_plan, kv_copies, layer_places
 from mindmodel.recipe.schema import Recipe
 
 
@@ -104,6 +104,30 @@ class RankSizes:
     def width(self, size: int) -> int:
         """Of a dim that is cut over tp."""
         return size // self.mesh.tp
+
+    @property
+    def vocabulary(self) -> int:
+        """Entries of the vocabulary that the rank has."""
+        return self.width(self.recipe.model.vocab_size or 0)
+
+    @property
+    def kv_copies(self) -> int:
+        """Ranks of tp that share a KV head."""
+        return kv_copies(self.recipe.model, self.recipe.parallel)
+
+    @property
+    def kv_width(self) -> int:
+        """Of the keys of all heads that the rank has, its copies among them; of the values the same."""
+        model = self.recipe.model
+        assert model.num_kv_heads and model.head_size
+        return self.width(model.num_kv_heads * self.kv_copies) * model.head_size
+
+    @property
+    def qkv_width(self) -> int:
+        """Of queries, keys and values as they are projected, without copies."""
+        model = self.recipe.model
+        assert model.num_kv_heads and model.head_size
+        return self.width((model.num_heads + 2 * model.num_kv_heads) * model.head_size)
 
     @cached_property
     def held(self) -> Mapping[str, Held]:

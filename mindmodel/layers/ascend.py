@@ -74,17 +74,22 @@ class SwiGLUAscend(nn.Cell):
 class CausalAttentionAscend(nn.Cell):
     """Causal flash attention with rotary embedding; never builds the S x S matrix.
 
+    `kv_copies`, set by a plan: into how many groups the query heads of a KV head fall, each with a copy of it, so that
+    there is one for every device.
+
     Inputs: x [B S, (H + 2 K) d]; q_norm and k_norm: Cells over [N, d], or None. Outputs: [B S, H d].
     """
 
     def __init__(self, num_heads, num_kv_heads, head_size, cos: np.ndarray, sin: np.ndarray):
         super().__init__()
+        self.kv_copies = 1
         self.seq_len, self.head_size = cos.shape[0], head_size
         self.num_heads, self.num_kv_heads = num_heads, num_kv_heads
         self.group_size = num_heads // num_kv_heads
         self.cos, self.sin = (Tensor(table.reshape(1, -1, 1, head_size)) for table in (cos, sin))
         self.mask = Tensor(np.triu(np.ones((COMPRESSED_MASK_SIZE, COMPRESSED_MASK_SIZE), np.uint8), 1))
         self.split = SplitWithSize()  # mint.split makes strided views
+        self.k_repeat, self.v_repeat = ops.Tile(), ops.Tile()
         self.q_rope, self.k_rope = RotaryPositionEmbedding(), RotaryPositionEmbedding()
         self.flash_attention = FlashAttentionScore(
             num_heads, scale_value=head_size**-0.5, next_tokens=0, input_layout="BSH", sparse_mode=2
@@ -94,15 +99,18 @@ class CausalAttentionAscend(nn.Cell):
         seq_len, size = self.seq_len, self.head_size
         heads = x.reshape((-1, seq_len, self.num_kv_heads, self.group_size + 2, size))
         q, k, v = self.split(heads, (self.group_size, 1, 1), 3)
+        num_kv_heads, times = self.num_kv_heads * self.kv_copies, (1, 1, 1, self.kv_copies, 1)
+        if self.kv_copies > 1:
+            k, v = self.k_repeat(k, times), self.v_repeat(v, times)
         q = q.reshape((-1, seq_len, self.num_heads, size))
-        k = k.reshape((-1, seq_len, self.num_kv_heads, size))
+        k = k.reshape((-1, seq_len, num_kv_heads, size))
         if q_norm is not None:
             q, k = q_norm(q), k_norm(k)
         cos, sin = ops.cast(self.cos, x.dtype), ops.cast(self.sin, x.dtype)
         q, k = self.q_rope(q, cos, sin, 0), self.k_rope(k, cos, sin, 0)
         q = q.reshape((-1, seq_len, self.num_heads * size))
-        k = k.reshape((-1, seq_len, self.num_kv_heads * size))
-        v = v.reshape((-1, seq_len, self.num_kv_heads * size))
+        k = k.reshape((-1, seq_len, num_kv_heads * size))
+        v = v.reshape((-1, seq_len, num_kv_heads * size))
         attended = self.flash_attention(q, k, v, None, None, None, self.mask, None, None, None)[3]
         return attended.reshape((-1, self.num_heads * size))
 

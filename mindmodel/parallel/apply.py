@@ -11,8 +11,8 @@ from mindspore.parallel.auto_parallel import AutoParallel
 from mindspore.parallel.nn import GradAccumulation, Pipeline
 
 from mindmodel.parallel.local import AccumulatingStep, GlobalTotals, OnlyLoss, RankStep
-from mindmodel.parallel.mesh import Axes, Mesh, mesh_of, stage_of
-from mindmodel.parallel.plan import LayoutRule, Plan, match, match_all, sharded_axes
+from mindmodel.parallel.mesh import Mesh, mesh_of, stage_of
+from mindmodel.parallel.plan import Cuts, LayoutRule, Plan, match, match_all, sharded_axes
 from mindmodel.recipe.schema import ParallelSection, TrainSection
 from mindmodel.train.optim import AdamW
 
@@ -45,16 +45,18 @@ def apply_plan(network: nn.Cell, plan: Plan, mesh: Mesh) -> None:
         cells[path].pipeline_segment = stage.chunk
     for path, recompute in match(cells, plan.recompute, "layer"):
         cells[path].recompute()
+    for path, copied in match(cells, plan.copies, "layer"):
+        cells[path].kv_copies = copied.copies
 
 
 def _shard(operator: Primitive, rule: LayoutRule, mesh: Mesh) -> None:
-    inputs = tuple(_degrees(axes, mesh) for axes in rule.inputs)
-    outputs = None if rule.outputs is None else tuple(_degrees(axes, mesh) for axes in rule.outputs)
+    inputs = tuple(_pieces(cuts, mesh) for cuts in rule.inputs)
+    outputs = None if rule.outputs is None else tuple(_pieces(cuts, mesh) for cuts in rule.outputs)
     operator.shard(inputs, outputs)
 
 
-def _degrees(axes: Axes, mesh: Mesh) -> tuple[int, ...]:
-    return tuple(mesh.degree(axis) for axis in axes)
+def _pieces(cuts: Cuts, mesh: Mesh) -> tuple[int, ...]:
+    return tuple(cut if isinstance(cut, int) else mesh.degree(cut) for cut in cuts)
 
 
 def laid_out_step(

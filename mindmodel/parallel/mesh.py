@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from typing import Optional, Union
 
 from mindmodel.errors import LayoutError
-from mindmodel.recipe.schema import ParallelSection
-
-AXES = ("pp", "dp", "cp", "tp")
+from mindmodel.recipe.schema import AXES, ParallelSection
 
 Axis = Union[None, str, tuple[str, ...]]
 """What one dim of a tensor is cut over: nothing, one axis, or several, outermost first."""

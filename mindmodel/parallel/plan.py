@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Iterable, Optional, TypeVar
+from typing import Iterable, Optional, TypeVar, Union
 
 from mindmodel.errors import LayoutError
-from mindmodel.parallel.mesh import Axes, Mesh, Shape, local_shape, names
+from mindmodel.parallel.mesh import Axes, Axis, Mesh, Shape, local_shape, names
 
 SHOWN_PATHS = 8
+
+Cuts = tuple[Union[Axis, int], ...]
+"""Of an operand, one entry a dim: axes, or a number of pieces where neighbours of an axis have the same piece."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +24,8 @@ class LayoutRule:
     """Over which axes an operator's operands are cut, one entry each; and its result, where that is not implied."""
 
     path: str
-    inputs: tuple[Axes, ...]
-    outputs: Optional[tuple[Axes, ...]] = None
+    inputs: tuple[Cuts, ...]
+    outputs: Optional[tuple[Cuts, ...]] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +53,14 @@ class RecomputeRule:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CopyRule:
+    """A Cell of attention that copies every KV head, so that each rank of tp has one."""
+
+    path: str
+    copies: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """How a network is laid out over a mesh."""
 
@@ -57,6 +68,7 @@ class Plan:
     parameters: tuple[ParameterRule, ...]
     stages: tuple[StageRule, ...] = ()
     recompute: tuple[RecomputeRule, ...] = ()
+    copies: tuple[CopyRule, ...] = ()
 
     def axes_of(self, parameter: str) -> Axes:
         """Over which axes a parameter is cut.
@@ -77,7 +89,7 @@ class Plan:
         return 0
 
 
-Rule = TypeVar("Rule", LayoutRule, ParameterRule, StageRule, RecomputeRule)
+Rule = TypeVar("Rule", LayoutRule, ParameterRule, StageRule, RecomputeRule, CopyRule)
 
 
 def matches(pattern: str, path: str) -> bool:

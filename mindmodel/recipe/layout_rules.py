@@ -9,11 +9,8 @@ from __future__ import annotations
 import math
 from typing import Iterator, Optional
 
-from mindmodel.recipe.schema import Recipe
+from mindmodel.recipe.schema import AXES, ModelSection, Recipe
 from mindmodel.recipe.values import Fault, join_or
-
-DEGREES = ("pp", "dp", "cp", "tp")
-"""Axes of the mesh, outermost first."""
 
 MAX_DEGREE = 1 << 16
 
@@ -52,18 +49,23 @@ def every_rank_has_a_sequence(recipe: Recipe) -> Iterator[Fault]:
 
 
 def tp_divides_the_model(recipe: Recipe) -> Iterator[Fault]:
-    model, tp = recipe.model, known(recipe.parallel.tp)
+    tp = known(recipe.parallel.tp)
+    uneven = _not_cut_by(tp, recipe.model)
+    if uneven:
+        works = [degree for degree in divisors(recipe.model.num_heads) if not _not_cut_by(degree, recipe.model)]
+        yield Fault("parallel.tp", f"'tp={tp}' does not divide {join_or(uneven)}. Use {join_or(works)}.")
+
+
+def _not_cut_by(tp: int, model: ModelSection) -> list[str]:
+    """Sizes that do not divide; a multiple of the KV heads gives each rank a copy of one."""
+    kv_heads = model.num_kv_heads or model.num_heads
     sizes = {
         "num_heads": model.num_heads,
-        "num_kv_heads": model.num_kv_heads or model.num_heads,
+        "num_kv_heads": tp if tp % kv_heads == 0 else kv_heads,
         "ffn_blocks": model.ffn_blocks,
         "vocab_size": model.vocab_size or tp,
     }
-    uneven = [f"'{name}={size}'" for name, size in sizes.items() if size % tp]
-    if uneven:
-        model_sizes = [size for name, size in sizes.items() if name != "vocab_size" or model.vocab_size]
-        works = join_or(divisors(math.gcd(*model_sizes)))
-        yield Fault("parallel.tp", f"'tp={tp}' does not divide {join_or(uneven)}. Use {works}.")
+    return [f"'{name}={size}'" for name, size in sizes.items() if size % tp]
 
 
 def sequence_parallel_has_tp(recipe: Recipe) -> Iterator[Fault]:
@@ -157,14 +159,14 @@ def tied_stages_keep_parameters_whole(recipe: Recipe) -> Iterator[Fault]:
 
 def devices_make_whole_nodes(recipe: Recipe) -> Iterator[Fault]:
     """MindSpore takes 1, 2 or 4 Ascend devices, or a multiple of 8; any number of CPU processes, which have dp only."""
-    degrees = [getattr(recipe.parallel, name) for name in DEGREES]
+    degrees = [getattr(recipe.parallel, name) for name in AXES]
     if "auto" in degrees:
         return
     devices = math.prod(degrees)
     if recipe.runtime.device != "ascend" and devices == recipe.parallel.dp:
         return
     if devices not in (1, 2, 4) and devices % 8:
-        product = " * ".join(DEGREES)
+        product = " * ".join(AXES)
         takes = "MindSpore takes 1, 2, 4 or a multiple of 8 Ascend devices"
         text = f"'{product}' is {devices} devices, and {takes}. Change a degree."
         yield Fault("parallel.dp", text)

@@ -12,8 +12,8 @@ import math
 from typing import Any, Callable, Iterable, Iterator, Optional
 
 from mindmodel.errors import LayoutError
-from mindmodel.recipe.layout_rules import DEGREES, LAYOUT_RULES, divisors, known, multiples_near
-from mindmodel.recipe.schema import Recipe
+from mindmodel.recipe.layout_rules import LAYOUT_RULES, divisors, known, multiples_near
+from mindmodel.recipe.schema import AXES, Recipe
 from mindmodel.recipe.values import Fault, join_or
 
 
@@ -85,7 +85,7 @@ def batch_is_whole_sequences(recipe: Recipe) -> Iterator[Fault]:
 
 
 def one_degree_is_auto(recipe: Recipe) -> Iterator[Fault]:
-    autos = [name for name in DEGREES if getattr(recipe.parallel, name) == "auto"]
+    autos = [name for name in AXES if getattr(recipe.parallel, name) == "auto"]
     if len(autos) > 1:
         given = " and ".join(f"'{name}'" for name in autos)
         yield Fault(f"parallel.{autos[-1]}", f"{given} are auto (dp is by default). Use a number for all but one.")
@@ -177,7 +177,7 @@ def _layouts_that_work(recipe: Recipe, num_devices: int) -> list[str]:
 
 def _filled(recipe: Recipe, num_devices: int) -> Optional[Recipe]:
     """The recipe with the auto degree filled in; None when the product cannot be the number of devices."""
-    degrees = {name: getattr(recipe.parallel, name) for name in DEGREES}
+    degrees = {name: getattr(recipe.parallel, name) for name in AXES}
     product = math.prod(known(degree) for degree in degrees.values())
     free = {name: num_devices // product for name, degree in degrees.items() if degree == "auto"}
     if num_devices % product or (not free and product != num_devices):
@@ -197,7 +197,7 @@ def resolve_degrees(recipe: Recipe, num_devices: int) -> Recipe:
     """
     filled = _filled(recipe, num_devices)
     if filled is None:
-        given = " * ".join(f"{name}={getattr(recipe.parallel, name)}" for name in DEGREES)
+        given = " * ".join(f"{name}={getattr(recipe.parallel, name)}" for name in AXES)
         lines = [f"recipe '{recipe.name}', parallel: {given} cannot be {num_devices} devices."]
     else:
         lines = [f"recipe '{recipe.name}', {fault.key}: {fault.text}" for fault in faults_of(filled, LAYOUT_RULES)]

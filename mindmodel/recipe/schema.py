@@ -10,6 +10,9 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, Optional, Union
 
+AXES = ("pp", "dp", "cp", "tp")
+"""Of the device mesh, outermost first: keys of `parallel` with a degree."""
+
 
 def key(meaning: str, default: Any = dataclasses.MISSING, **bounds: Any) -> Any:
     """A key of a section; required when it has no default.

@@ -8,8 +8,8 @@ from typing import AbstractSet, Any, Callable, Iterator, Optional
 
 from mindmodel.errors import LayoutError
 from mindmodel.recipe.dump import describe, differences
-from mindmodel.recipe.layout_rules import DEGREES, divisors
-from mindmodel.recipe.schema import Recipe
+from mindmodel.recipe.layout_rules import divisors
+from mindmodel.recipe.schema import AXES, Recipe
 
 MAX_STEPS = 20
 MAX_SEQ_LEN = 64
@@ -50,7 +50,7 @@ def single(recipe: Recipe, keep: AbstractSet[str] = frozenset()) -> tuple[Recipe
     Returns:
         The recipe, and one line `key: old -> new` for each change.
     """
-    keys = {f"parallel.{degree}": 1 for degree in DEGREES}
+    keys = {f"parallel.{degree}": 1 for degree in AXES}
     whole = {
         "parallel.stages": None,
         "parallel.interleave": 1,
@@ -73,7 +73,7 @@ def _degree(recipe: Recipe, name: str) -> int:
 
 
 def _kv_heads(old: Recipe, new: Recipe) -> Keys:
-    """Few KV heads that tp still divides."""
+    """Few KV heads that tp still divides, or all where tp has more ranks than there are."""
     kv_heads, tp = old.model.num_kv_heads or old.model.num_heads, old.parallel.tp
     few = kv_heads if tp == "auto" else min(kv_heads, max(2, tp))
     return {"model.num_kv_heads": few, "model.head_size": min(old.model.head_size or HEAD_SIZE, HEAD_SIZE)}
@@ -242,6 +242,16 @@ def _fewer_stages(recipe: Recipe, pp: int) -> Keys:
     return {"model.num_layers": sum(few), "parallel.stages": tuple(few)}
 
 
+def _fewer_heads(recipe: Recipe, tp: int) -> Keys:
+    """Where ranks of tp have copies of KV heads, so many heads that they still do."""
+    model, old_tp = recipe.model, _degree(recipe, "tp")
+    kv_heads = model.num_kv_heads or model.num_heads
+    if old_tp <= kv_heads:
+        return {}
+    few = max(1, kv_heads * tp // old_tp)
+    return {"model.num_kv_heads": few, "model.num_heads": model.num_heads * few // kv_heads}
+
+
 def _with_fewer(recipe: Recipe, degrees: dict[str, int]) -> Iterator[tuple[str, Any]]:
     """Keys of a recipe with smaller degrees."""
     pp = degrees["pp"]
@@ -253,6 +263,7 @@ def _with_fewer(recipe: Recipe, degrees: dict[str, int]) -> Iterator[tuple[str, 
     yield "train.tokens_per_step", sequences * recipe.data.seq_len
     if pp != recipe.parallel.pp:
         yield from _fewer_stages(recipe, pp).items()
+    yield from _fewer_heads(recipe, degrees["tp"]).items()
 
 
 def fewer_devices(recipe: Recipe, most: int) -> tuple[Recipe, tuple[str, ...]]:
@@ -271,7 +282,7 @@ def fewer_devices(recipe: Recipe, most: int) -> tuple[Recipe, tuple[str, ...]]:
     Raises:
         LayoutError: if so few devices cannot keep every axis.
     """
-    degrees = {name: _degree(recipe, name) for name in DEGREES}
+    degrees = {name: _degree(recipe, name) for name in AXES}
     if math.prod(degrees.values()) <= most:
         return recipe, ()
     while math.prod(degrees.values()) > most:

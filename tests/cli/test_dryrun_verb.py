@@ -129,7 +129,7 @@ def test_the_vocabulary_of_a_tokenizer_that_is_trained_is_known(path, compiler):
     [
         (["--devices", "16", "--chip", "910A"], "chip '910A' is unknown. Use one of 910B1"),
         (["--devices", "3"], "cannot be 3 devices"),
-        (["--devices", "2", "--rank", "2"], "--rank 2: there are 2 ranks, from 0 to 1."),
+        (["--devices", "2", "--rank", "2"], "rank 2 is none of 2 devices. Use 0 to 1."),
         (["--devices", "16", "parallel.tp=8"], "num_heads"),
         (["--devices", "16", "parallel.pp=8", "parallel.tp=1", "parallel.micro_batches=8"], "num_layers"),
         (["--devices", "2", "model.vocab_size=null", "data.tokenizer=t.json"], "Give model.vocab_size, such as"),

@@ -25,11 +25,12 @@ SEQ_LEN, VOCAB_SIZE, SEQUENCES = 16, 64, 8
 
 
 def recipe_of(
-    *, layers=2, hidden_size=32, ffn_size=64, family="llama", tied=False, sequences=SEQUENCES, train=(), **parallel
+    *, layers=2, hidden_size=32, ffn_size=64, kv_heads=4, family="llama", tied=False, sequences=SEQUENCES, train=(),
+    **parallel,
 ):
     """A small recipe; the keywords that are not named here are those of `parallel`."""
     sizes = {"hidden_size": hidden_size, "num_layers": layers, "ffn_size": ffn_size, "vocab_size": VOCAB_SIZE}
-    heads = {"num_heads": 8, "num_kv_heads": 4, "head_size": 8}
+    heads = {"num_heads": 8, "num_kv_heads": kv_heads, "head_size": 8}
     sections = {
         "name": "layout",
         "model": {"family": family, "tied_embeddings": tied, **sizes, **heads},
@@ -65,6 +66,10 @@ LAYOUTS = {
     "tp2 recompute selective": recipe_of(tp=2, recompute="selective"),
     "dp2 tp2 tied qk_norm": recipe_of(**FOUR, family="qwen3", tied=True),
     "dp2 accumulated": recipe_of(dp=2, micro_batches=2, train={**UNCLIPPED, "z_loss": 0.01}),
+    "tp4 copied heads": recipe_of(tp=4, kv_heads=1, family="qwen3", recompute="selective", train=UNCLIPPED),
+    "dp2 tp4 copied heads states": recipe_of(dp=2, tp=4, kv_heads=2, sequence_parallel=True, shard_optimizer="states"),
+    "pp2 tp2 copied heads": recipe_of(pp=2, tp=2, kv_heads=1, micro_batches=2),
+    "cp2 tp2 copied heads": recipe_of(cp=2, tp=2, kv_heads=1, sequences=1),
     "everything": recipe_of(**SEQUENCE, dp=2, pp=2, shard_optimizer="states", recompute="full", micro_batches=4),
 }
 """Executed by all ranks and held against one device."""
@@ -85,6 +90,9 @@ SIZES: dict[str, Recipe] = {
         **WIDE, **SEQUENCE, dp=2, shard_optimizer="parameters", recompute="selective", micro_batches=2, train=BFLOAT16
     ),
     "deep tied": recipe_of(**DEEP, **TIED, dp=4, shard_optimizer="parameters", recompute="full", train=BFLOAT16),
+    "wide copied heads": recipe_of(
+        **WIDE, dp=2, tp=4, kv_heads=2, micro_batches=2, shard_optimizer="gradients", recompute="full", train=BFLOAT16
+    ),
     "deep stages": recipe_of(**DEEP, dp=2, pp=4, micro_batches=4),
 }
 """Compiled for the first and the last rank, to see what they say to the others."""

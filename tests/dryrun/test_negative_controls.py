@@ -134,7 +134,7 @@ def sums_become_largest_values(graphs, slices):
     graphs[:] = [sum_to_max(graph, "AllReduce") for graph in graphs]
 
 
-@control("dp2 tp2 sequence_parallel", "dp4 states", "cp2")
+@control("dp2 tp2 sequence_parallel", "dp4 states", "cp2", "tp4 copied heads")
 def scattered_sums_become_largest_values(graphs, slices):
     graphs[:] = [sum_to_max(graph, "ReduceScatter") for graph in graphs]
 

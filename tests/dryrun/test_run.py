@@ -8,7 +8,7 @@ import os
 import pytest
 
 from mindmodel.dryrun import compile as compile_module
-from mindmodel.dryrun.run import dry_run, host_bytes_of, jobs_at_once, ranks_that_differ
+from mindmodel.dryrun.run import chosen_ranks, host_bytes_of, jobs_at_once
 from mindmodel.errors import LayoutError
 from mindmodel.machine import Memory
 from mindmodel.parallel.mesh import Mesh
@@ -30,9 +30,13 @@ def recipe_of(num_layers=4, sequences=16, **parallel):
 
 
 def test_one_rank_of_the_first_the_middle_and_the_last_stage_is_compiled():
-    assert ranks_that_differ(Mesh(dp=8, tp=8)) == (0,)
-    assert ranks_that_differ(Mesh(pp=2, tp=2)) == (0, 2)
-    assert ranks_that_differ(Mesh(pp=4, dp=2, tp=2)) == (0, 8, 12)
+    assert chosen_ranks(Mesh(dp=8, tp=8)) == (0,)
+    assert chosen_ranks(Mesh(pp=2, tp=2)) == (0, 2)
+    assert chosen_ranks(Mesh(pp=4, dp=2, tp=2)) == (0, 8, 12)
+
+
+def test_ranks_that_are_asked_for_are_compiled_once_each():
+    assert chosen_ranks(Mesh(dp=4), [3, 1, 3]) == (3, 1)
 
 
 def test_host_memory_grows_with_the_layers_of_a_stage_and_not_with_their_width():
@@ -57,7 +61,7 @@ def test_where_not_even_one_fits_it_is_refused_with_both_numbers():
 
 def test_a_rank_outside_the_mesh_is_refused():
     with pytest.raises(LayoutError, match="rank 4 is none of 4 devices. Use 0 to 3."):
-        dry_run(recipe_of(dp=4), [0, 4], 1)
+        chosen_ranks(Mesh(dp=4), [0, 4])
 
 
 def folder_of(parent, process):

@@ -124,6 +124,7 @@ LAYOUTS = {
     "recompute selective": (small(model=TWO, **SHARDED, recompute="selective"), 0),
     "pipeline, first stage": (small(**PIPELINE), 0),
     "pipeline, last stage": (small(**PIPELINE), 4),
+    "copied heads": (small(model={**TWO, "num_kv_heads": 2}, **{**SHARDED, "tp": 4}), 0),
     "interleaved": (small(model={"num_layers": 4}, tp=2, pp=2, interleave=2, micro_batches=4), 0),
 }
 """At a depth and sizes that the closed form was not made on."""

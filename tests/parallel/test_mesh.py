@@ -8,7 +8,6 @@ import pytest
 
 from mindmodel.errors import LayoutError
 from mindmodel.parallel.mesh import (
-    AXES,
     Mesh,
     balanced_stages,
     local_shape,
@@ -17,7 +16,7 @@ from mindmodel.parallel.mesh import (
     names,
     stage_of,
 )
-from mindmodel.recipe.schema import ParallelSection
+from mindmodel.recipe.schema import AXES, ParallelSection
 
 MESHES = [Mesh(), Mesh(dp=4), Mesh(pp=2, dp=3, cp=2, tp=4), Mesh(pp=3, tp=2), Mesh(cp=5, tp=2)]
 

@@ -18,6 +18,7 @@ LAYOUTS = {
     "dp tp": ParallelSection(dp=2, tp=2),
     "sequence_parallel": ParallelSection(dp=2, tp=2, sequence_parallel=True),
     "cp": ParallelSection(dp=1, cp=4),
+    "copied heads": ParallelSection(dp=1, tp=8),
     "pp": ParallelSection(dp=1, pp=2, stages=(1, 2), recompute="full"),
     "recompute": ParallelSection(dp=2, recompute="selective", recompute_layers=2),
 }
@@ -73,6 +74,14 @@ def test_norms_are_whole_on_every_rank_and_matrices_are_cut_over_tp():
         assert local == shape if len(shape) == 1 else sorted(local) == sorted((shape[0] // 2, shape[1])) or (
             local == (shape[0], shape[1] // 2)
         )
+
+
+def test_ranks_that_share_a_kv_head_get_copies_of_it():
+    plan = decoder_plan(MODELS["llama"], LAYOUTS["copied heads"])
+    assert [rule.copies for rule in plan.copies] == [2]
+    cuts = {rule.path.rsplit(".", 1)[-1]: rule.inputs[0] for rule in plan.layouts}
+    assert cuts["split"] == ("dp", "cp", 4, None, None) and cuts["k_repeat"] == ("dp", "cp", 4, 2, None)
+    assert decoder_plan(MODELS["llama"], LAYOUTS["dp tp"]).copies == ()
 
 
 def test_layers_are_dealt_out_to_stages_in_order():

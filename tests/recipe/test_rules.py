@@ -52,7 +52,7 @@ CASES = {
     "tp_divides_the_model": (
         ["parallel.tp=3"],
         "command line, parallel.tp: 'tp=3' does not divide 'num_heads=4', 'num_kv_heads=2' or 'ffn_blocks=16'. "
-        "Use 1 or 2.",
+        "Use 1, 2 or 4.",
     ),
     "sequence_parallel_has_tp": (
         ["parallel.sequence_parallel=true"],
@@ -196,13 +196,20 @@ def test_degrees_that_cannot_make_the_devices_are_refused_with_layouts_that_can(
     with pytest.raises(LayoutError, match=r"pp=1 \* dp=2 \* cp=1 \* tp=2 cannot be 8 devices") as error:
         resolve_degrees(recipe, 8)
     assert str(error.value).startswith("recipe 'small', parallel: ")
-    assert "Use pp=1 dp=4 cp=1 tp=2 or pp=1 dp=8 cp=1 tp=1." in str(error.value)
+    assert "Use pp=1 dp=2 cp=1 tp=4, pp=1 dp=4 cp=1 tp=2 or pp=1 dp=8 cp=1 tp=1." in str(error.value)
 
 
 def test_an_auto_degree_that_breaks_a_rule_is_refused_with_layouts_that_work(load):
-    with pytest.raises(LayoutError, match="parallel.tp: 'tp=4' does not divide 'num_kv_heads=2'. Use 1 or 2") as error:
-        resolve_degrees(load("parallel.dp=1", "parallel.tp=auto"), 4)
-    assert "Use pp=1 dp=2 cp=1 tp=2 or pp=1 dp=4 cp=1 tp=1." in str(error.value)
+    with pytest.raises(LayoutError, match="parallel.tp: 'tp=8' does not divide 'num_heads=4'. Use 1, 2 or 4") as error:
+        resolve_degrees(load("parallel.dp=1", "parallel.tp=auto"), 8)
+    assert "Use pp=1 dp=2 cp=1 tp=4, pp=1 dp=4 cp=1 tp=2 or pp=1 dp=8 cp=1 tp=1." in str(error.value)
+
+
+def test_tp_may_be_a_multiple_of_the_kv_heads_that_divides_the_query_heads(load):
+    assert load("parallel.tp=4", "model.num_kv_heads=1").parallel.tp == 4
+    heads = ["model.hidden_size=96", "model.num_heads=12", "model.num_kv_heads=6", "model.ffn_size=240"]
+    with pytest.raises(RecipeError, match="'tp=4' does not divide 'num_kv_heads=6'. Use 1 or 2"):
+        load(*heads, "parallel.tp=4")
 
 
 def test_a_number_of_devices_that_no_layout_fits_is_said(load):

@@ -196,6 +196,14 @@ def test_fewer_devices_brings_along_what_depends_on_the_degrees(cluster):
     assert "parallel.stages: [8, 9, 9, 8] -> [8, 9]" in changes
 
 
+def test_ranks_that_share_a_kv_head_still_do_on_fewer_devices_and_in_small(load):
+    recipe = with_degrees(load("model.num_heads=64", "model.num_kv_heads=8", "model.hidden_size=1024"), dp=2, tp=16)
+    small = shrink(fewer_devices(recipe, 8)[0])[0]
+    assert (small.parallel.tp, small.model.num_kv_heads, small.model.num_heads) == (4, 2, 16)
+    one_head = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, num_kv_heads=1))
+    assert fewer_devices(one_head, 8)[0].model.num_kv_heads == 1
+
+
 def test_a_layout_of_so_many_devices_stays_as_it_is(cluster):
     assert fewer_devices(cluster, 32) == (cluster, ())
 

@@ -11,10 +11,9 @@ from mindmodel.cli.recipe import quantity
 from mindmodel.fleet.layouts import highest_estimate
 from mindmodel.recipe.dump import recipe_to_yaml
 from mindmodel.recipe.estimate import estimate, known_vocab_size
-from mindmodel.recipe.layout_rules import DEGREES
 from mindmodel.recipe.load import load_recipe, load_run_recipe
 from mindmodel.recipe.rules import resolve_degrees
-from mindmodel.recipe.schema import Recipe
+from mindmodel.recipe.schema import AXES, Recipe
 from mindmodel.recipe.text import read_mapping
 
 USABLE_BYTES = 59_392 * 2**20
@@ -74,7 +73,7 @@ def test_the_table_tells_parameters_tokens_and_a_number_of_chips_that_fits(row):
     recipe = load_recipe(FOLDER / file)
     assert (parameters, tokens) == (quantity(need(recipe).parameters.total), quantity(need(recipe).tokens))
     parallel = resolve_degrees(recipe, int(chips or 1)).parallel
-    degrees = [f"{name} {getattr(parallel, name)}" for name in DEGREES if getattr(parallel, name) > 1]
+    degrees = [f"{name} {getattr(parallel, name)}" for name in AXES if getattr(parallel, name) > 1]
     assert layout == (" ".join(degrees) or "one device")
 
 

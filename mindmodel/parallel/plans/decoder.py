@@ -6,7 +6,7 @@ Paths begin at DecoderLoss: `decoder` and `loss`.
 from __future__ import annotations
 
 from mindmodel.parallel.mesh import Axes, Axis, balanced_stages, mesh_of
-from mindmodel.parallel.plan import LayoutRule, ParameterRule, Plan, RecomputeRule, StageRule
+from mindmodel.parallel.plan import CopyRule, Cuts, LayoutRule, ParameterRule, Plan, RecomputeRule, StageRule
 from mindmodel.recipe.schema import ModelSection, ParallelSection
 
 TOKENS: Axis = ("dp", "cp")
@@ -24,16 +24,27 @@ def decoder_plan(model: ModelSection, parallel: ParallelSection) -> Plan:
         parallel: the layout, all degrees numbers.
     """
     residual: Axis = ("dp", "cp", "tp") if parallel.sequence_parallel else TOKENS
-    layouts = (*_embedding(residual), *_blocks(model, residual), *_head_and_loss(residual))
+    layouts = (*_embedding(residual), *_blocks(model, parallel, residual), *_head_and_loss(residual))
     return Plan(
         layouts=layouts,
         parameters=_parameters(model),
         stages=_stages(model, parallel),
         recompute=_recompute(model, parallel),
+        copies=_copies(model, parallel),
     )
 
 
-def _rule(path: str, *inputs: Axes, out: Axes | None = None) -> LayoutRule:
+def kv_copies(model: ModelSection, parallel: ParallelSection) -> int:
+    """How many ranks of tp share a KV head, each with a copy; 1 where there are as many heads as ranks, or more."""
+    return max(1, mesh_of(parallel).tp // (model.num_kv_heads or model.num_heads))
+
+
+def _copies(model: ModelSection, parallel: ParallelSection) -> tuple[CopyRule, ...]:
+    copies = kv_copies(model, parallel)
+    return (CopyRule(path=ATTENTION, copies=copies),) if copies > 1 else ()
+
+
+def _rule(path: str, *inputs: Cuts, out: Cuts | None = None) -> LayoutRule:
     return LayoutRule(path=path, inputs=inputs, outputs=(out,) if out else None)
 
 
@@ -59,7 +70,9 @@ def _embedding(residual: Axis) -> tuple[LayoutRule, ...]:
     return (_rule("decoder.embedding.embedding.gather", (TP, None), (TOKENS,), out=(residual, None)),)
 
 
-def _blocks(model: ModelSection, residual: Axis) -> tuple[LayoutRule, ...]:
+def _blocks(model: ModelSection, parallel: ParallelSection, residual: Axis) -> tuple[LayoutRule, ...]:
+    copies = kv_copies(model, parallel)
+    groups: Cuts = ("dp", "cp", mesh_of(parallel).tp // copies)  # [B, S, KV heads, ...], each with its query heads
     heads: Axes = ("dp", "cp", TP, None)  # [B, S, heads, head_size]
     table: Axes = (None, "cp", None, None)
     queries: Axes = ("dp", "cp", TP)
@@ -71,7 +84,8 @@ def _blocks(model: ModelSection, residual: Axis) -> tuple[LayoutRule, ...]:
     return (
         _norm(f"{LAYER}.attention_norm.residual_norm", residual),
         _columns(f"{LAYER}.attention.qkv.linear.matmul"),
-        _rule(f"{ATTENTION}.split", ("dp", "cp", TP, None, None)),
+        _rule(f"{ATTENTION}.split", (*groups, None, None)),
+        *(_rule(f"{ATTENTION}.{name}", (*groups, copies, None)) for name in ("k_repeat", "v_repeat")),
         *(head_norms if model.qk_norm else ()),
         _rule(f"{ATTENTION}.q_rope", heads, table, table),
         _rule(f"{ATTENTION}.k_rope", heads, table, table),
