@@ -24,6 +24,7 @@ from mindmodel.files import file_inside, read_json, sha256_of
 from mindmodel.machine import cache_folder
 
 MANIFEST = "manifest.json"
+SOURCE_SUFFIXES = (".py", ".cc", ".h")
 BUILD_LIMIT_S = 300
 
 
@@ -32,9 +33,9 @@ class BuildError(MindModelError):
 
 
 def source_digest() -> str:
-    """SHA-256 of all of this package's Python sources and their places in it."""
+    """SHA-256 of all of this package's sources, Python and C++, and their places in it."""
     package = Path(mindmodel.__file__).parent
-    sources = sorted(package.rglob("*.py"))
+    sources = sorted(path for path in package.rglob("*") if path.suffix in SOURCE_SUFFIXES)
     text = "".join(f"{path.relative_to(package)} {sha256_of(path)}\n" for path in sources)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -3,9 +3,9 @@
 usage: python tools/bench_data_parallel.py
        python tools/bench_data_parallel.py --sizes tiny --ranks 2 --rounds 5 --json dp.json
 
-Both are whole commands, `mindmodel train` and `mindmodel launch`, on the standard library's text; they take turns. Their
-losses must agree over the first steps, else the exit code is 1. The share of communication is the time that the ranks
-need to sum the gradients with nothing else to do, measured after each launch, over the step's.
+Both are whole commands, `mindmodel train` and `mindmodel launch`, on the standard library's text; they take turns.
+Their losses must agree over the first steps, else the exit code is 1. The share of communication is the time that the
+ranks need to sum the gradients with nothing else to do, measured after each launch, over the step's.
 """
 
 from __future__ import annotations

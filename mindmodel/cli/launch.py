@@ -3,24 +3,33 @@
 example:  mindmodel launch recipes/cpu/tiny.yaml parallel.dp=2
           mindmodel launch recipes/llama/8b.yaml --device-ids 0-3
           mindmodel launch recipes/llama/8b_64.yaml --nodes 8 --node-rank $R --master HOST:8118
+          mindmodel launch recipes/llama/8b_64.yaml --nodes 8 --node-rank $R --master HOST:8118 --check
 
 On several nodes the same command runs on each, with a --node-rank of its own. Rank 0's progress is shown; every rank
 has a log in RUN/logs. When a rank fails or hangs all are ended, and the first failure is shown; exit code 3. Ctrl-C and
 SIGTERM save, as with `mindmodel train`; the second ends all processes at once.
+
+--check starts nothing: the nodes compare versions, recipe, code, data, folders, ports, clocks, disks and chips in one
+table; exit code 1 when something is off.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
+from mindmodel.checkpoint.run_folder import RunFolder
 from mindmodel.cli.arguments import add_recipe_arguments, at_least
 from mindmodel.errors import TrainingError
-from mindmodel.parallel.launch import Launch, plan_launch
+from mindmodel.parallel.launch import Launch, parse_device_ids, plan_launch, refuse_cut_weights
 from mindmodel.parallel.nodes import nodes_of
+from mindmodel.parallel.preflight import check
 from mindmodel.recipe.load import load_with_changes
+from mindmodel.recipe.schema import Recipe
 from mindmodel.supervise.workers import INTERRUPTED, Outcome, run_launch
 from mindmodel.terminal import Terminal
+from mindmodel.train.run import find_position, is_finished, open_run, owned
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="seconds without a sign of life until a rank counts as hanging (default 600)",
     )
+    parser.add_argument("--check", action="store_true", help="are all nodes alike and fit? starts nothing")
     parser.add_argument("--print", action="store_true", help="show environment and command, and start nothing")
 
 
@@ -56,6 +66,12 @@ def run(args: argparse.Namespace) -> int:
     if args.print:
         print(launch.shell())
         return 0
+    if args.check:
+        ids = None if args.device_ids is None else parse_device_ids(args.device_ids, "--device-ids")
+        return check(launch.recipe, launch.nodes, terminal, args.timeout, ids)
+    refuse_cut_weights(launch.recipe)
+    if launch.nodes.rank == 0 and not _prepared(launch.recipe, terminal):
+        return 0
     for change in changes if launch.nodes.rank else ():  # rank 0 says so elsewhere
         terminal.say(f"changed for this machine: {change}")
     _introduce(launch, terminal)
@@ -64,6 +80,17 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         terminal.say("interrupted before the workers ran: nothing was done.")
         return INTERRUPTED
+
+
+def _prepared(recipe: Recipe, terminal: Terminal) -> bool:
+    """Make the data and refuse what cannot be, before a process is started. Gives whether steps are left."""
+    folder = RunFolder(Path(recipe.output))
+    with owned(folder):
+        position = find_position(recipe, folder, terminal)
+        if is_finished(recipe, folder, position, terminal):
+            return False
+        open_run(recipe, folder, position, terminal)
+    return True
 
 
 def _train_arguments(args: argparse.Namespace) -> list[str]:

@@ -31,6 +31,7 @@ from mindmodel.train.run import (
     OpenedRun,
     find_position,
     for_this_machine,
+    is_finished,
     open_run,
     owned,
     refuse_other_ranks_run,
@@ -74,8 +75,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _go_on(recipe: Recipe, folder: RunFolder, terminal: Terminal) -> int:
     position = find_position(recipe, folder, terminal)
-    if position.step >= recipe.train.steps:
-        terminal.say(f"{folder.path}: finished, {position.step} steps. train.steps={2 * position.step} would go on.")
+    if is_finished(recipe, folder, position, terminal):
         _next_commands(terminal, folder.path)
         return 0
     opened = open_run(recipe, folder, position, terminal)

@@ -21,9 +21,9 @@ from mindmodel.machine import ascend_devices
 from mindmodel.parallel.environment import WORKERS_HERE
 from mindmodel.parallel.heartbeat import HEARTBEATS, heartbeat_file
 from mindmodel.parallel.nodes import Nodes
-from mindmodel.recipe.layout_rules import DEGREES, known, multiples_near
+from mindmodel.recipe.layout_rules import known, multiples_near
 from mindmodel.recipe.rules import resolve_degrees
-from mindmodel.recipe.schema import Recipe
+from mindmodel.recipe.schema import AXES, Recipe
 
 VISIBLE_DEVICES = "ASCEND_RT_VISIBLE_DEVICES"
 HCCL_BUFFER_MB = 200
@@ -99,7 +99,9 @@ def plan_launch(
             taken, or msrun is missing.
         LayoutError: if the degrees do not fit the workers, or this kind of device.
     """
-    ascend = recipe.runtime.device == "ascend" or recipe.runtime.device == "auto" and ascend_devices() > 0
+    ascend = _on_ascend(recipe)
+    if not ascend:
+        refuse_cut_weights(recipe)
     devices = _devices(device_ids, ascend)
     workers = _num_workers(recipe, nodes, ascend, devices)
     resolved = resolve_degrees(recipe, workers)
@@ -136,16 +138,14 @@ def plan_launch(
 
 
 def _auto_degrees(recipe: Recipe) -> list[str]:
-    return [name for name in DEGREES if getattr(recipe.parallel, name) == "auto"]
+    return [name for name in AXES if getattr(recipe.parallel, name) == "auto"]
 
 
 def _num_workers(recipe: Recipe, nodes: Nodes, ascend: bool, devices: Optional[tuple[int, ...]]) -> int:
     """As many as the degrees make; an automatic one takes a CPU process a node, or all devices."""
-    if not ascend:
-        _refuse_cut_on_cpu(recipe)
     if _auto_degrees(recipe):
         return nodes.count * (_devices_a_node(recipe, devices) if ascend else 1)
-    workers = math.prod(known(getattr(recipe.parallel, name)) for name in DEGREES)
+    workers = math.prod(known(getattr(recipe.parallel, name)) for name in AXES)
     if workers % nodes.count:
         raise LaunchError(
             f"recipe '{recipe.name}': {workers} workers cannot be shared evenly by {nodes.count} nodes. Use "
@@ -154,17 +154,27 @@ def _num_workers(recipe: Recipe, nodes: Nodes, ascend: bool, devices: Optional[t
     return workers
 
 
-def _refuse_cut_on_cpu(recipe: Recipe) -> None:
-    """MindSpore partitions no graph for the CPU target."""
-    parallel = recipe.parallel
-    cut = [f"{name}={getattr(parallel, name)}" for name in ("pp", "cp", "tp") if getattr(parallel, name) != 1]
+def refuse_cut_weights(recipe: Recipe) -> None:
+    """A run saves whole weights from its first rank, so every rank must hold them whole; a CPU cuts only the batch.
+
+    Raises:
+        LayoutError: if the layout cuts more.
+    """
+    parallel, on_cpu = recipe.parallel, not _on_ascend(recipe)
+    cut = [f"{axis}={getattr(parallel, axis)}" for axis in ("tp", "pp", "cp") if getattr(parallel, axis) != 1]
+    cut = [name for name in cut if on_cpu or not name.startswith("cp")]
     if parallel.shard_optimizer != "none":
         cut.append(f"shard_optimizer={parallel.shard_optimizer}")
     if cut:
+        why = "on CPU only dp can be above 1" if on_cpu else "a run is saved from a rank that holds the whole model"
         raise LayoutError(
-            f"recipe '{recipe.name}', parallel: {', '.join(cut)} is for Ascend devices; a CPU trains data parallel "
-            "only. `--single` runs it as one process, and `mindmodel dryrun --prove` proves the layout."
+            f"recipe '{recipe.name}', parallel: {', '.join(cut)} cannot train here: {why}. Use dp alone; `--single` "
+            "for one device; `mindmodel dryrun --prove` compiles and proves the layout without a chip."
         )
+
+
+def _on_ascend(recipe: Recipe) -> bool:
+    return recipe.runtime.device == "ascend" or recipe.runtime.device == "auto" and ascend_devices() > 0
 
 
 def _devices_a_node(recipe: Recipe, devices: Optional[tuple[int, ...]]) -> int:

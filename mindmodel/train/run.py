@@ -20,7 +20,8 @@ from mindmodel.checkpoint.run_folder import RunFolder
 from mindmodel.data.loader import TrainBatches
 from mindmodel.data.prepare import Corpus, prepare
 from mindmodel.errors import CheckpointError, LaunchError, LayoutError, RecipeError
-from mindmodel.machine import ascend_devices, memory
+from mindmodel.machine import memory
+from mindmodel.parallel.launch import refuse_cut_weights
 from mindmodel.recipe.dump import describe, recipe_to_dict
 from mindmodel.recipe.estimate import estimate
 from mindmodel.recipe.load import recipe_from_dict
@@ -83,25 +84,6 @@ def for_this_machine(recipe: Recipe, num_ranks: int = 1) -> Recipe:
         raise LayoutError(f"{error} {works} device, `--single --shrink` with small sizes.") from error
     refuse_cut_weights(recipe)
     return recipe
-
-
-def refuse_cut_weights(recipe: Recipe) -> None:
-    """A run saves whole weights from its first rank, so every rank must hold them whole.
-
-    Raises:
-        LayoutError: if the layout cuts them, or, on CPU, anything but the batch.
-    """
-    parallel, on_cpu = recipe.parallel, recipe.runtime.device == "cpu" or not ascend_devices()
-    cut = [f"{axis}={getattr(parallel, axis)}" for axis in ("tp", "pp", "cp") if getattr(parallel, axis) != 1]
-    cut = [name for name in cut if on_cpu or not name.startswith("cp")]
-    if parallel.shard_optimizer != "none":
-        cut.append(f"shard_optimizer={parallel.shard_optimizer}")
-    if cut:
-        why = "on CPU only dp can be above 1" if on_cpu else "a run is saved from ranks that hold the whole model"
-        raise LayoutError(
-            f"recipe '{recipe.name}', parallel: {', '.join(cut)} cannot train here: {why}. Use dp alone; `--single` "
-            "for one device; `mindmodel dryrun --prove` compiles and proves the layout without a chip."
-        )
 
 
 @contextmanager
@@ -184,6 +166,14 @@ def _refuse_other_run(was: Recipe, recipe: Recipe, where: Path) -> None:
             f"{where}: belongs to another run; model, data, tokenizer and seed must stay: {'; '.join(conflicts)}. "
             "Choose another runtime.output, or delete the folder to start anew."
         )
+
+
+def is_finished(recipe: Recipe, folder: RunFolder, position: Position, terminal: Terminal) -> bool:
+    """Whether a run has made all its steps, which is said then."""
+    if position.step < recipe.train.steps:
+        return False
+    terminal.say(f"{folder.path}: finished, {position.step} steps. train.steps={2 * position.step} would go on.")
+    return True
 
 
 def open_run(recipe: Recipe, folder: RunFolder, position: Position, terminal: Terminal) -> OpenedRun:

@@ -15,7 +15,7 @@ from mindmodel.cli.main import main, parse_arguments
 ROOT = Path(__file__).parents[2]
 RECIPE = """
 model: {hidden_size: 32, num_layers: 1, num_heads: 4, ffn_size: 64, vocab_size: 300}
-data: {source: stdlib, seq_len: 32, tokenizer_vocab_size: 300}
+data: {source: text.txt, seq_len: 32, tokenizer_vocab_size: 300}
 train: {steps: 20, tokens_per_step: 256}
 runtime: {device: cpu}
 """
@@ -36,6 +36,7 @@ for rank in range(-1, int(options["local_worker_num"])):
 def launch(tmp_path):
     """Function: `mindmodel launch` beside an msrun whose workers run these lines."""
     (tmp_path / "tiny.yaml").write_text(RECIPE)
+    (tmp_path / "text.txt").write_text("one two three four five six\n" * 999)
     programs = tmp_path / "bin"
     programs.mkdir()
     start = f"import sys; sys.executable = {str(programs / 'python')!r}; from mindmodel.cli.main import main"
@@ -100,7 +101,7 @@ def test_print_shows_a_command_and_writes_nothing(recipe, tmp_path, capsys):
             ["parallel.dp=4", "--nodes", "3", "--node-rank", "1", "--master", "127.0.0.1"],
             "LaunchError: recipe 'tiny': 4 workers cannot be shared evenly by 3 nodes. Use 3 or 6",
         ),
-        (["parallel.tp=2"], "LayoutError: recipe 'tiny', parallel: tp=2 is for Ascend devices"),
+        (["parallel.tp=2"], "LayoutError: recipe 'tiny', parallel: tp=2 cannot train here: on CPU only dp"),
         (["--device-ids", "0-1"], "LaunchError: --device-ids 0-1: this run is on CPU"),
         (["--nodes", "2"], "LaunchError: --nodes 2: every node must know its own number"),
         (["--master", "no.such.host.invalid"], "LaunchError: --master: the host 'no.such.host.invalid' is unknown"),
@@ -123,9 +124,10 @@ def test_a_port_in_use_is_one_message(recipe, capsys):
 
 
 def test_logs_that_cannot_be_written_are_one_message(recipe, tmp_path, capsys):
-    (tmp_path / "occupied").write_text("a file")
-    assert main(["launch", recipe, "parallel.dp=2", "runtime.output=occupied/run"]) == 2
-    assert "the logs cannot be written: Not a directory. Choose another runtime.output." in capsys.readouterr().err
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "logs").write_text("a file")
+    assert main(["launch", recipe, "parallel.dp=2", "runtime.output=run"]) == 2
+    assert "the logs cannot be written: File exists. Choose another runtime.output." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--timeout", "--hang-limit"])

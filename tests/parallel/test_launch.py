@@ -13,7 +13,7 @@ import pytest
 
 from mindmodel.errors import LaunchError, LayoutError
 from mindmodel.parallel import launch
-from mindmodel.parallel.launch import parse_device_ids, plan_launch
+from mindmodel.parallel.launch import parse_device_ids, plan_launch, refuse_cut_weights
 from mindmodel.parallel.nodes import Nodes
 from mindmodel.recipe.load import recipe_from_dict
 from mindmodel.recipe.rules import with_defaults
@@ -178,8 +178,14 @@ def test_workers_that_nodes_cannot_share_are_refused():
                       ({"dp": 2, "shard_optimizer": "states"}, "shard_optimizer=states")]
 )
 def test_a_cpu_trains_data_parallel_only(parallel, cut):
-    with pytest.raises(LayoutError, match=f"{cut} is for Ascend devices; a CPU trains data parallel only. `--single`"):
+    with pytest.raises(LayoutError, match=f"parallel: {cut} cannot train here: on CPU only dp can be above 1. Use dp"):
         plan_launch(recipe("cpu", **parallel), ONE_NODE, [])
+
+
+def test_on_ascend_the_weights_must_be_whole_to_be_saved():
+    with pytest.raises(LayoutError, match="pp=2 cannot train here: a run is saved from a rank that holds the whole"):
+        refuse_cut_weights(recipe("ascend", pp=2, dp=1, micro_batches=2))
+    refuse_cut_weights(recipe("ascend", cp=2, dp=4))
 
 
 def test_degrees_that_devices_cannot_make_are_refused_with_layouts_that_work():

@@ -64,27 +64,6 @@ def test_a_job_of_several_processes_shares_the_batch(recipe):
     assert for_this_machine(with_keys(recipe, "train", tokens_per_step=16), 2).parallel.dp == 2
 
 
-@pytest.mark.parametrize(
-    "keys, devices, message",
-    [
-        ({"dp": 1, "tp": 2}, 0, "parallel: tp=2 cannot train here: on CPU only dp can be above 1"),
-        ({"dp": 1, "cp": 2}, 0, "parallel: cp=2 cannot train here"),
-        ({"dp": 2, "shard_optimizer": "states"}, 0, "parallel: shard_optimizer=states cannot train here"),
-        ({"dp": 1, "pp": 2}, 8, "pp=2 cannot train here: a run is saved from ranks that hold the whole model"),
-    ],
-)
-def test_layouts_that_cut_the_weights_are_refused_with_what_can_be_done(recipe, monkeypatch, keys, devices, message):
-    monkeypatch.setattr(room, "ascend_devices", lambda: devices)
-    device = "ascend" if devices else "auto"
-    with pytest.raises(LayoutError, match=f"{message}.* Use dp alone; `--single`"):
-        room.refuse_cut_weights(with_keys(with_keys(recipe, "parallel", **keys), "runtime", device=device))
-
-
-def test_context_parallel_ranks_hold_the_whole_model_on_ascend(recipe, monkeypatch):
-    monkeypatch.setattr(room, "ascend_devices", lambda: 8)
-    room.refuse_cut_weights(with_keys(with_keys(recipe, "parallel", dp=1, cp=2), "runtime", device="ascend"))
-
-
 class TwoRanks:
     """This rank and one that gives other numbers where it is told to."""
 

@@ -15,17 +15,16 @@ from typing import Iterable, Iterator, Sequence
 
 import mindmodel
 from mindmodel import machine
+from mindmodel.build_cache import source_digest
 from mindmodel.cann import cann_version, fault_of, real_cann
 from mindmodel.checkpoint.run_folder import RunFolder
 from mindmodel.data.sources import files_of_entry
 from mindmodel.errors import MindModelError
-from mindmodel.files import sha256_of
 from mindmodel.parallel.preflight.report import Fact
 from mindmodel.recipe.dump import recipe_to_yaml
 from mindmodel.recipe.estimate import estimate, known_vocab_size
 from mindmodel.recipe.schema import Recipe
 
-SOURCE_SUFFIXES = (".py", ".cc", ".h")
 DIGEST_SIZE = 12
 PROCESS_BYTES = 1 << 30
 """Main memory that a process with MindSpore takes before it has a model."""
@@ -84,9 +83,7 @@ def size_text(num_bytes: int) -> str:
 
 def code() -> Fact:
     """Of this package's own sources, which may have been changed since it was installed."""
-    root = Path(mindmodel.__file__).parent
-    files = sorted(path for path in root.rglob("*") if path.suffix in SOURCE_SUFFIXES)
-    return Fact(text=digest(f"{path.relative_to(root)} {sha256_of(path)}" for path in files))
+    return Fact(text=source_digest()[:DIGEST_SIZE])
 
 
 def package(name: str) -> Fact:
