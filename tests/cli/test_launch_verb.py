@@ -19,6 +19,7 @@ data: {source: text.txt, seq_len: 32, tokenizer_vocab_size: 300}
 train: {steps: 20, tokens_per_step: 256}
 runtime: {device: cpu}
 """
+TEXT = "one two three four five six\n" * 999
 MSRUN = """
 import os, subprocess, sys
 options = dict(word[2:].split("=", 1) for word in sys.argv[1:] if word.startswith("--") and "=" in word)
@@ -36,7 +37,7 @@ for rank in range(-1, int(options["local_worker_num"])):
 def launch(tmp_path):
     """Function: `mindmodel launch` beside an msrun whose workers run these lines."""
     (tmp_path / "tiny.yaml").write_text(RECIPE)
-    (tmp_path / "text.txt").write_text("one two three four five six\n" * 999)
+    (tmp_path / "text.txt").write_text(TEXT)
     programs = tmp_path / "bin"
     programs.mkdir()
     start = f"import sys; sys.executable = {str(programs / 'python')!r}; from mindmodel.cli.main import main"
@@ -124,6 +125,7 @@ def test_a_port_in_use_is_one_message(recipe, capsys):
 
 
 def test_logs_that_cannot_be_written_are_one_message(recipe, tmp_path, capsys):
+    (tmp_path / "text.txt").write_text(TEXT)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "logs").write_text("a file")
     assert main(["launch", recipe, "parallel.dp=2", "runtime.output=run"]) == 2
