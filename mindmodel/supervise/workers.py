@@ -36,9 +36,6 @@ SAVING_S = 5.0
 LEAVE_S = 20.0
 """After a signal: for the other ranks, once one has left that had nothing to save."""
 
-SCHEDULER_S = 5.0
-"""For the scheduler to end by itself, after the workers."""
-
 INTERRUPTED = 130
 
 
@@ -187,7 +184,7 @@ class Watch:
         return self.stopping and ended.code == -signal.SIGTERM
 
     def _all_ended(self) -> Optional[Outcome]:
-        """The workers of this node have ended well; wait for those of the others, then for the scheduler."""
+        """The workers of this node have ended well; wait for those of the others. Then nobody needs the scheduler."""
         if not self.is_done:
             self.is_done = True
             self.peers.tell_done()
@@ -196,17 +193,10 @@ class Watch:
             self.peers.tell_finished()
         if not self.peers.finished:
             return None
-        self._wait_for_scheduler()
         codes = {self.processes.exits[self.pids[rank]].code for rank in self.launch.ranks}
         if codes == {-signal.SIGTERM}:
             self.screen.say("interrupted before the first step was done: there was nothing to save.")
         return Outcome(code=0 if codes == {0} else INTERRUPTED)
-
-    def _wait_for_scheduler(self) -> None:
-        end = time.monotonic() + SCHEDULER_S
-        while None in self.pids and self.exit_of(None) is None and time.monotonic() < end:
-            time.sleep(POLL_S)
-            self.processes.reap()
 
     def _look_for_hang(self) -> None:
         """Node 0 finds the rank; its own node makes it show its stack."""
