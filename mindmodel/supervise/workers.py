@@ -20,7 +20,7 @@ from mindmodel.supervise.peers import Peers, node_failure
 from mindmodel.supervise.processes import Exit, Processes
 from mindmodel.supervise.screen import Screen
 from mindmodel.supervise.signals import Interrupts
-from mindmodel.supervise.start import Rank, own_logs, start_workers
+from mindmodel.supervise.start import Rank, own_logs, start_workers, temporary_folder
 from mindmodel.terminal import Terminal
 
 POLL_S = 0.1
@@ -60,7 +60,7 @@ def run_launch(launch: Launch, terminal: Terminal, *, timeout_s: float, hang_lim
         LaunchError: if the logs cannot be written, a node does not come or has another recipe, or msrun fails.
     """
     screen = Screen(terminal, launch.log_of(0) if launch.nodes.rank == 0 else None)
-    with Interrupts() as interrupts, own_logs(launch), Processes() as processes:
+    with Interrupts() as interrupts, own_logs(launch), temporary_folder() as temporary, Processes() as processes:
 
         def waiting(text: str) -> None:
             if interrupts.count:
@@ -72,7 +72,7 @@ def run_launch(launch: Launch, terminal: Terminal, *, timeout_s: float, hang_lim
             link.meet(launch, timeout_s, waiting)
             peers = Peers(launch, link)
             try:
-                pids = start_workers(launch, processes, waiting)
+                pids = start_workers(launch, processes, temporary, waiting)
             except LaunchError as error:
                 peers.tell_failure(node_failure(launch.nodes.rank, host_name(), str(error)))
                 raise
