@@ -65,7 +65,7 @@ class Failure:
         """For the user."""
         shown = [f"{self.who} on {self.host} failed first: {self.text}"]
         if self.lines:
-            shown += [f"its last lines ({self.log}):", *(f"  {line}" for line in self.lines)]
+            shown += [f"from its log, {self.log}:", *(f"  {line}" for line in self.lines)]
         return "\n".join(shown)
 
 

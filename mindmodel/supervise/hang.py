@@ -10,7 +10,7 @@ from typing import Callable, Iterable, Optional
 from mindmodel.supervise.failures import MAX_LINES, Failure, log_tail
 
 COUNTED = ("data", "step", "evaluating", "saving")
-"""Phases that make progress; to compile, and to start, may take as long as it takes."""
+"""Phases that make progress, in their order within a step; to compile, and to start, may take as long as it takes."""
 
 DUMP_LIMIT_S = 3.0
 QUIET_S = 0.3
@@ -53,7 +53,7 @@ def hanging_rank(signs: Iterable[Sign], limit_s: float) -> Optional[Sign]:
     alive = [sign for sign in signs if sign.phase != "done"]
     if not alive or any(sign.phase not in COUNTED or sign.age_s < limit_s for sign in alive):
         return None
-    return min(alive, key=lambda sign: (sign.step, -sign.age_s))
+    return min(alive, key=lambda sign: (sign.step, COUNTED.index(sign.phase), -sign.age_s))
 
 
 def stack_of(log: Path, ask: Callable[[], None]) -> tuple[str, ...]:

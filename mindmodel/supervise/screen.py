@@ -10,8 +10,11 @@ from mindmodel.supervise.hang import Sign
 from mindmodel.terminal import Terminal, duration
 
 PROGRESS = re.compile(r"\d+/\d+ ")
-HIDDEN = re.compile(r"\[(?:rank \d+|scheduler) on |\[(?:ERROR|CRITICAL|WARNING|INFO|DEBUG)\] \w+\(")
-"""What is shown when the run has failed, and what MindSpore's developers want to know."""
+HIDDEN = re.compile(
+    r"\[(?:rank \d+|scheduler) on |\[(?:ERROR|CRITICAL|WARNING|INFO|DEBUG)\] \w+\("
+    r"|(?:Current t|T)hread 0x[0-9a-f]+ |  File \".*\", line \d+ in "
+)
+"""What is shown when the run has failed or hangs, and what MindSpore's developers want to know."""
 
 SPINNER = "|/-\\"
 READ_BYTES = 1 << 20

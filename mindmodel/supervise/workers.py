@@ -20,7 +20,7 @@ from mindmodel.supervise.peers import Peers, node_failure
 from mindmodel.supervise.processes import Exit, Processes
 from mindmodel.supervise.screen import Screen
 from mindmodel.supervise.signals import Interrupts
-from mindmodel.supervise.start import Rank, own_logs, start_workers
+from mindmodel.supervise.start import Rank, own_logs, start_workers, temporary_folder
 from mindmodel.terminal import Terminal
 
 POLL_S = 0.1
@@ -35,9 +35,6 @@ SAVING_S = 5.0
 
 LEAVE_S = 20.0
 """After a signal: for the other ranks, once one has left that had nothing to save."""
-
-SCHEDULER_S = 5.0
-"""For the scheduler to end by itself, after the workers."""
 
 INTERRUPTED = 130
 
@@ -63,7 +60,7 @@ def run_launch(launch: Launch, terminal: Terminal, *, timeout_s: float, hang_lim
         LaunchError: if the logs cannot be written, a node does not come or has another recipe, or msrun fails.
     """
     screen = Screen(terminal, launch.log_of(0) if launch.nodes.rank == 0 else None)
-    with Interrupts() as interrupts, own_logs(launch), Processes() as processes:
+    with Interrupts() as interrupts, own_logs(launch), temporary_folder() as temporary, Processes() as processes:
 
         def waiting(text: str) -> None:
             if interrupts.count:
@@ -75,7 +72,7 @@ def run_launch(launch: Launch, terminal: Terminal, *, timeout_s: float, hang_lim
             link.meet(launch, timeout_s, waiting)
             peers = Peers(launch, link)
             try:
-                pids = start_workers(launch, processes, waiting)
+                pids = start_workers(launch, processes, temporary, waiting)
             except LaunchError as error:
                 peers.tell_failure(node_failure(launch.nodes.rank, host_name(), str(error)))
                 raise
@@ -187,7 +184,7 @@ class Watch:
         return self.stopping and ended.code == -signal.SIGTERM
 
     def _all_ended(self) -> Optional[Outcome]:
-        """The workers of this node have ended well; wait for those of the others, then for the scheduler."""
+        """The workers of this node have ended well; wait for those of the others. Then nobody needs the scheduler."""
         if not self.is_done:
             self.is_done = True
             self.peers.tell_done()
@@ -196,17 +193,10 @@ class Watch:
             self.peers.tell_finished()
         if not self.peers.finished:
             return None
-        self._wait_for_scheduler()
         codes = {self.processes.exits[self.pids[rank]].code for rank in self.launch.ranks}
         if codes == {-signal.SIGTERM}:
             self.screen.say("interrupted before the first step was done: there was nothing to save.")
         return Outcome(code=0 if codes == {0} else INTERRUPTED)
-
-    def _wait_for_scheduler(self) -> None:
-        end = time.monotonic() + SCHEDULER_S
-        while None in self.pids and self.exit_of(None) is None and time.monotonic() < end:
-            time.sleep(POLL_S)
-            self.processes.reap()
 
     def _look_for_hang(self) -> None:
         """Node 0 finds the rank; its own node makes it show its stack."""

@@ -159,7 +159,8 @@ class Job:
     """Starts launchers whose workers run the test's own lines."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.nodes = folder, []
+        self.folder, self.nodes, self.temporary = folder, [], folder / "temporary"
+        self.temporary.mkdir()
         (folder / "msrun.py").write_text(MSRUN)
         (folder / "driver.py").write_text(DRIVER)
 
@@ -181,8 +182,8 @@ class Job:
         }
         process = subprocess.Popen(
             [sys.executable, self.folder / "driver.py", json.dumps(spec)], cwd=self.folder, text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            start_new_session=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(self.temporary)},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
         )
         self.nodes.append(Node(process, path))
         return self.nodes[-1]

@@ -143,7 +143,7 @@ def test_of_a_long_log_the_end_is_read(log):
 def test_it_is_told_with_rank_host_error_lines_and_log():
     told = failure(lines=("a", "b"), log="runs/x/logs/worker_1.log").describe()
     assert told.splitlines() == [
-        "rank 1 on h failed first: ValueError: no", "its last lines (runs/x/logs/worker_1.log):", "  a", "  b"
+        "rank 1 on h failed first: ValueError: no", "from its log, runs/x/logs/worker_1.log:", "  a", "  b"
     ]
     assert failure().describe() == "rank 1 on h failed first: ValueError: no"
 

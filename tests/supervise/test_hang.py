@@ -15,8 +15,12 @@ def test_the_rank_that_is_furthest_behind_hangs():
     assert hanging_rank([sign(0), sign(1, step=4, age_s=650), sign(2)], 600).rank == 1
 
 
-def test_of_ranks_in_one_step_the_one_that_was_silent_first_hangs():
-    assert hanging_rank([sign(0), sign(1, "data", age_s=701), sign(2)], 600).rank == 1
+def test_of_ranks_in_one_step_the_one_that_waits_for_data_hangs():
+    assert hanging_rank([sign(0, age_s=701), sign(1, "data", age_s=700), sign(2)], 600).rank == 1
+
+
+def test_of_ranks_in_one_phase_the_one_that_was_silent_first_hangs():
+    assert hanging_rank([sign(0), sign(1, age_s=701), sign(2)], 600).rank == 1
 
 
 @pytest.mark.parametrize("phase", ["data", "step", "evaluating", "saving"])
@@ -43,7 +47,7 @@ def test_the_failure_says_where_it_hangs():
     failure = sign(3, "data").failure("head", ("File a.py",), "worker_3.log")
     assert failure.describe().splitlines() == [
         "rank 3 on head failed first: hangs: phase 'data' of step 5, no sign of life for 700 s",
-        "its last lines (worker_3.log):",
+        "from its log, worker_3.log:",
         "  File a.py",
     ]
 

@@ -53,9 +53,10 @@ def test_a_last_line_without_end_is_shown_at_the_end(log):
     assert out.getvalue() == "half\n"
 
 
-def test_errors_of_ranks_and_mindspores_lines_are_not_repeated(log):
+def test_errors_of_ranks_stacks_and_mindspores_lines_are_not_repeated(log):
     out = io.StringIO()
     append(log, "[rank 0 on h at 1.000] ValueError: no\n[ERROR] CORE(1,2,python):2026 x\n[1, 2]\n")
+    append(log, 'Current thread 0x00007f6edde23b80 (most recent call first):\n  File "a.py", line 2 in f\n')
     Screen(Terminal(out), log).update(())
     assert out.getvalue() == "[1, 2]\n"
 

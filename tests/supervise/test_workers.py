@@ -187,3 +187,20 @@ def test_the_logs_of_the_launch_before_are_kept(job):
     logs = job.nodes[0].logs
     assert "first" in (logs / "worker_0.before.log").read_text()
     assert (logs / "worker_0.log").read_text() == "second\n"
+
+
+def test_temporary_files_of_killed_workers_are_removed(job):
+    code, _, _ = job("import tempfile; tempfile.mkdtemp(); beat('step', 1); sys.exit(5) if rank else forever()")
+    assert code == 3 and list(job.temporary.iterdir()) == []
+
+
+def test_temporary_files_of_a_killed_launcher_are_removed_by_the_next(job):
+    node = job.start("import tempfile; tempfile.mkdtemp(); print('ready', flush=True); forever()")
+    node.wait_for("ready")
+    other = job.start("print('ready', flush=True); forever()", run="other")
+    other.wait_for("ready")
+    node.send(signal.SIGKILL)
+    node.end()
+    assert len(list(job.temporary.iterdir())) == 2
+    assert job("")[0] == 0
+    assert len(list(job.temporary.iterdir())) == 1  # of the one that runs
