@@ -130,6 +130,16 @@ def test_volcano_starts_a_pod_for_every_node(cluster, volcano):
     )
 
 
+@pytest.mark.parametrize("example", ["ssh", "slurm"])
+def test_the_real_check_compares_two_nodes(example, cluster, request):
+    start = request.getfixturevalue(example)
+    (cluster.folder / "bin" / "mindmodel").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m mindmodel "$@"\n')
+    recipe = ROOT / "recipes" / "cpu" / "tiny.yaml"
+    running = start(recipe, "parallel.dp=2", "runtime.device=cpu", "--check", "--timeout", "30", PYTHONPATH=str(ROOT))
+    assert cluster.end(running) == 0, cluster.printed
+    assert cluster.printed.count("nodes 0-1") == cluster.printed.count("all is well") == 2
+
+
 @pytest.mark.parametrize("example", ["ssh", "slurm", "volcano"])
 @pytest.mark.parametrize("codes, code", [("0=3 1=2", 3), ("1=1", 1), ("0=2", 2)])
 def test_one_nodes_failure_is_the_jobs(example, codes, code, cluster, request):
