@@ -7,7 +7,7 @@ example:  mindmodel launch recipes/cpu/tiny.yaml parallel.dp=2
 
 On several nodes the same command runs on each, with a --node-rank of its own. Rank 0's progress is shown; every rank
 has a log in RUN/logs. When a rank fails or hangs all are ended, and the first failure is shown; exit code 3. Ctrl-C and
-SIGTERM save, as with `mindmodel train`; the second ends all processes at once.
+SIGTERM save, as with `mindmodel train`; the same signal again ends all processes at once.
 
 --check starts nothing: the nodes compare versions, recipe, code, data, folders, ports, clocks, disks and chips in one
 table; exit code 1 when something is off.

@@ -129,9 +129,15 @@ class Link:
         for node, channel in self.channels.items():
             found += [Message(node=node, kind=kind, value=value) for kind, value in channel.receive()]
             if (channel.connection is None or channel.silent()) and node not in self._lost:
+                channel.close()
                 self._lost.add(node)
                 found.append(Message(node=node, kind="lost"))
         return found
+
+    def _begin(self) -> None:
+        """From now on silence counts: while they waited for one another, nodes had nothing to say."""
+        for channel in self.channels.values():
+            channel.heard_s = time.monotonic()
 
     def host_of(self, node: int) -> str:
         """As the node has called itself, else its address."""
@@ -184,8 +190,10 @@ class Hub(Link):
                 if selector.select(0.1):
                     guests[Channel(self._socket.accept()[0])] = time.monotonic()
                 self._welcome(guests, launch)
+                self._forget_those_who_left()
         self._socket.close()
         self.send("start")
+        self._begin()
 
     def _welcome(self, guests: dict[Channel, float], launch: Launch) -> None:
         """Those who have said hello become nodes; those who say nothing are sent away."""
@@ -197,6 +205,13 @@ class Hub(Link):
             elif messages or guest.connection is None or time.monotonic() - since > HELLO_S:
                 guest.close()
                 del guests[guest]
+
+    def _forget_those_who_left(self) -> None:
+        """They may come again."""
+        for node, channel in list(self.channels.items()):
+            if channel.receive() or channel.connection is None:
+                channel.close()
+                del self.channels[node]
 
     def _admit(self, guest: Channel, hello: Any, launch: Launch) -> None:
         hello = hello if isinstance(hello, dict) else {}
@@ -251,9 +266,11 @@ class Spoke(Link):
                     "there with --node-rank 0; the port must be reachable from here."
                 )
             self._call(nodes.master, int(nodes.port or 0) + 1)
+        end += CONNECT_S  # node 0 knows which nodes are missing, and says so
         hello = {"node": nodes.rank, "nodes": nodes.count, "host": host_name(), "recipe": recipe_to_dict(launch.recipe)}
         self.send("hello", hello)
-        self._wait_for_start(where, end + CONNECT_S, waiting)
+        self._wait_for_start(where, end, waiting)
+        self._begin()
 
     def _call(self, host: str, port: int) -> None:
         _, address = resolve(host)
@@ -272,6 +289,8 @@ class Spoke(Link):
                 if kind == "start":
                     return
             time.sleep(0.05)
+        if channel.connection is not None:
+            raise LaunchError("the other nodes did not come within the time limit. What node 0 says tells which.")
         raise LaunchError(f"node 0 at {where} has ended before all nodes were there. What it says tells why.")
 
 

@@ -9,6 +9,7 @@ from mindmodel.parallel.launch import Launch
 from mindmodel.supervise.failures import Failure, failure_from_json, failure_to_json
 from mindmodel.supervise.hang import Sign
 from mindmodel.supervise.link import ALIVE_S, Link, Message
+from mindmodel.terminal import printable
 
 ANSWER_S = 6.0
 """That node 0 and the others give each other to answer."""
@@ -20,7 +21,7 @@ class Peers:
     Attributes:
         failures: that other nodes have told, or that are the end of a node.
         verdict: the first failure of the job, as node 0 has found it.
-        stop: the signal that another node has received.
+        stop: why another node stops, as `SIGTERM on node 3`.
         finished: whether node 0 says that all nodes are done.
         hang: a rank of this node that node 0 takes for hanging.
         gone: whether a node left while the run was being stopped.
@@ -56,7 +57,8 @@ class Peers:
             elif message.kind in ("failure", "verdict"):
                 self._take_failure(message)
             elif message.kind == "stop":
-                self.stop = f"node {message.node} received {str(message.value)[:16]}"
+                text = printable(str(message.value))[:60]
+                self.stop = text if " on node " in text else f"{text} on node {message.node}"
             elif message.kind == "done":
                 self._done.add(message.node)
             elif message.kind == "finished":
@@ -100,9 +102,9 @@ class Peers:
             self._told_s = time.monotonic()
             self._link.send("signs", [[sign.rank, sign.phase, sign.step, sign.age_s] for sign in signs])
 
-    def tell_stop(self, signal_name: str) -> None:
+    def tell_stop(self, reason: str) -> None:
         """Ask all others to stop; node 0 passes it on."""
-        self._link.send("stop", signal_name)
+        self._link.send("stop", reason)
 
     def tell_done(self) -> None:
         """That all workers of this node have ended well."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
+import sys
+import tempfile
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,6 +16,7 @@ from pathlib import Path
 from typing import Any, Iterable, Mapping, Optional, Sequence
 
 PR_SET_CHILD_SUBREAPER = 36
+GUARD = Path(__file__).with_name("guard.py")
 END_LIMIT_S = 3.0
 
 
@@ -30,7 +34,11 @@ class Exit:
 
 
 class Processes:
-    """As a context manager: children of children come here when their parents leave, and none is left at the end."""
+    """As a context manager: children of children come here when their parents leave, and none is left at the end.
+
+    Nor are their temporary files: those that are killed cannot remove them. When this process is killed itself, a guard
+    sees to both.
+    """
 
     def __init__(self) -> None:
         self.exits: dict[int, Exit] = {}
@@ -38,18 +46,25 @@ class Processes:
 
     def __enter__(self) -> "Processes":
         _inherit_orphans(True)
+        self._folder = tempfile.mkdtemp(prefix="mindmodel-launch-")
+        guard = [sys.executable, "-I", "-S", str(GUARD), self._folder]
+        self._guard = subprocess.Popen(
+            guard, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
         return self
 
     def __exit__(self, *_: Any) -> None:
         self.end_all()
         _inherit_orphans(False)
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._guard.communicate(b"done")
 
     def start(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> int:
         """Start a program in a session of its own, its output in a file; gives its id."""
         with open(log, "wb") as out:
             process = subprocess.Popen(
                 command,
-                env=dict(environment),
+                env={**environment, "TMPDIR": self._folder},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
@@ -68,10 +83,10 @@ class Processes:
                 self.exits[pid] = Exit(code=os.waitstatus_to_exitcode(status), time_s=time.time())
 
     def children(self, of: Optional[int] = None) -> list[int]:
-        """Ids of the living processes that this one, or another, is the parent of."""
+        """Ids of the living processes that this one, or another, is the parent of; not the guard's."""
         parent = os.getpid() if of is None else of
         pids = (int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit())
-        return sorted(pid for pid in pids if _living_parent(pid) == parent)
+        return sorted(pid for pid in pids if pid != self._guard.pid and _living_parent(pid) == parent)
 
     def send(self, pids: Iterable[int], number: signal.Signals) -> None:
         """Send a signal to those of our children that live; a child keeps its id until we have reaped it."""

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
-import tempfile
 import time
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Iterator, Optional
 
 from mindmodel.checkpoint.run_folder import RunFolder
@@ -20,7 +17,6 @@ from mindmodel.supervise.link import Waiting
 from mindmodel.supervise.processes import Exit, Processes, environment_of
 
 POLL_S = 0.05
-TEMPORARY_PREFIX = "mindmodel-launch-"
 
 Rank = Optional[int]
 """Of a worker; None is the scheduler."""
@@ -61,26 +57,6 @@ def own_logs(launch: Launch) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def temporary_folder() -> Iterator[Path]:
-    """Where the workers put temporary files, since one that is killed cannot remove them.
-
-    Folders of launchers that were killed themselves are removed too.
-    """
-    _remove_left_folders(Path(tempfile.gettempdir()))
-    with tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, ignore_cleanup_errors=True) as name:
-        with open(Path(name, ".lock"), "w", encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield Path(name)
-
-
-def _remove_left_folders(parent: Path) -> None:
-    for path in parent.glob(f"{TEMPORARY_PREFIX}*/.lock"):
-        with suppress(OSError), open(path, "r", encoding="utf-8") as file:  # of another user, or in use
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(path.parent, ignore_errors=True)
-
-
 def _put_aside(launch: Launch) -> None:
     for rank in (None, *launch.ranks) if launch.nodes.rank == 0 else launch.ranks:
         log = launch.log_of(rank)
@@ -90,7 +66,7 @@ def _put_aside(launch: Launch) -> None:
         launch.heartbeat_of(rank).unlink(missing_ok=True)
 
 
-def start_workers(launch: Launch, processes: Processes, temporary: Path, waiting: Waiting) -> dict[Rank, int]:
+def start_workers(launch: Launch, processes: Processes, waiting: Waiting) -> dict[Rank, int]:
     """Run msrun, which starts the scheduler and the workers and leaves them to us; gives their process ids.
 
     A process that was gone before it could be recognised gets an id below 0, with an exit in `processes`; one that
@@ -100,7 +76,7 @@ def start_workers(launch: Launch, processes: Processes, temporary: Path, waiting
         LaunchError: if msrun fails.
     """
     log = launch.logs / f"msrun_{launch.nodes.rank}.log"
-    environment = {**os.environ, **launch.environment, LAUNCHER: str(os.getpid()), "TMPDIR": str(temporary)}
+    environment = {**os.environ, **launch.environment, LAUNCHER: str(os.getpid())}
     msrun = processes.start(launch.command, environment, log)
     found: dict[Rank, int] = {}
     while msrun not in processes.exits:

@@ -19,8 +19,8 @@ from mindmodel.supervise.link import link_of
 from mindmodel.supervise.peers import Peers, node_failure
 from mindmodel.supervise.processes import Exit, Processes
 from mindmodel.supervise.screen import Screen
-from mindmodel.supervise.signals import Interrupts
-from mindmodel.supervise.start import Rank, own_logs, start_workers, temporary_folder
+from mindmodel.supervise.signals import SIGNALS, Interrupts, signal_to_pass_on
+from mindmodel.supervise.start import Rank, own_logs, start_workers
 from mindmodel.terminal import Terminal
 
 POLL_S = 0.1
@@ -37,6 +37,8 @@ LEAVE_S = 20.0
 """After a signal: for the other ranks, once one has left that had nothing to save."""
 
 INTERRUPTED = 130
+STOPPED = {-number for number in SIGNALS}
+"""Exit codes of a worker that a signal has met before there was anything to save."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,19 +62,24 @@ def run_launch(launch: Launch, terminal: Terminal, *, timeout_s: float, hang_lim
         LaunchError: if the logs cannot be written, a node does not come or has another recipe, or msrun fails.
     """
     screen = Screen(terminal, launch.log_of(0) if launch.nodes.rank == 0 else None)
-    with Interrupts() as interrupts, own_logs(launch), temporary_folder() as temporary, Processes() as processes:
+    with Interrupts() as interrupts, own_logs(launch), Processes() as processes:
 
         def waiting(text: str) -> None:
-            if interrupts.count:
+            if interrupts.first:
                 raise KeyboardInterrupt
             screen.waiting(text)
+
+        def starting(text: str) -> None:
+            waiting(text)
+            peers.hear(stopping=False)
+            peers.tell_signs(())
 
         link = link_of(launch)
         try:
             link.meet(launch, timeout_s, waiting)
             peers = Peers(launch, link)
             try:
-                pids = start_workers(launch, processes, temporary, waiting)
+                pids = start_workers(launch, processes, starting)
             except LaunchError as error:
                 peers.tell_failure(node_failure(launch.nodes.rank, host_name(), str(error)))
                 raise
@@ -137,7 +144,7 @@ class Watch:
 
     def _outcome(self) -> Optional[Outcome]:
         """The end, when it has come; on the way there, what a turn has to do."""
-        if self.interrupts.count >= 2 or time.monotonic() > self.leave_at_s:
+        if self.interrupts.at_once or time.monotonic() > self.leave_at_s:
             self.screen.say("ended at once: nothing was saved since the last line that says so.")
             return Outcome(code=INTERRUPTED)
         self._pass_on_signals()
@@ -156,8 +163,8 @@ class Watch:
             reason = reason or "a rank received a signal"
         if reason and not self.stopping:
             self.stopping = True
-            self.screen.say(f"{reason}: the ranks stop after their step and save; a second signal ends them at once.")
-            self.processes.send(self.running(), signal.SIGTERM)
+            self.screen.say(f"{reason}: the ranks stop after their step and save; the same again ends them at once.")
+            self.processes.send(self.running(), signal_to_pass_on(reason))
             self.peers.tell_stop(reason)
         if self.stopping and self.leave_at_s == float("inf") and (self.peers.gone or self._has_left_unsaved()):
             self.leave_at_s = time.monotonic() + LEAVE_S
@@ -170,7 +177,7 @@ class Watch:
     def _has_left_unsaved(self) -> bool:
         """Whether a rank had nothing to save: then the others cannot finish their step without it."""
         exits = [self.exit_of(rank) for rank in self.launch.ranks]
-        return any(ended is not None and ended.code == -signal.SIGTERM for ended in exits)
+        return any(ended is not None and ended.code in STOPPED for ended in exits)
 
     def _failed(self) -> bool:
         """Whether a process has ended as it should not have; the scheduler matters as long as workers run."""
@@ -181,7 +188,7 @@ class Watch:
         ended = self.exit_of(rank)
         if ended is None or ended.code in (0, INTERRUPTED):
             return True
-        return self.stopping and ended.code == -signal.SIGTERM
+        return self.stopping and ended.code in STOPPED
 
     def _all_ended(self) -> Optional[Outcome]:
         """The workers of this node have ended well; wait for those of the others. Then nobody needs the scheduler."""
@@ -194,7 +201,7 @@ class Watch:
         if not self.peers.finished:
             return None
         codes = {self.processes.exits[self.pids[rank]].code for rank in self.launch.ranks}
-        if codes == {-signal.SIGTERM}:
+        if codes <= STOPPED:
             self.screen.say("interrupted before the first step was done: there was nothing to save.")
         return Outcome(code=0 if codes == {0} else INTERRUPTED)
 

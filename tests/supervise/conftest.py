@@ -73,7 +73,8 @@ def saves_on_a_signal(seconds=0.2):
         time.sleep(seconds)
         print("saved", flush=True)
         os._exit(130)
-    signal.signal(signal.SIGTERM, save)
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, save)
 
 """
 
@@ -85,6 +86,7 @@ from mindmodel.parallel.heartbeat import HEARTBEATS
 from mindmodel.parallel.launch import Launch
 from mindmodel.parallel.nodes import Nodes
 from mindmodel.recipe.load import recipe_from_dict
+from mindmodel.supervise import link, peers
 from mindmodel.supervise.workers import run_launch
 from mindmodel.terminal import Terminal
 
@@ -94,6 +96,7 @@ launch = Launch(
     recipe=recipe_from_dict(spec["recipe"], "test"), nodes=Nodes(**spec["nodes"]), workers=spec["workers"],
     command=tuple(spec["command"]), environment={HEARTBEATS: str(logs)}, logs=logs,
 )
+link.SILENCE_S, peers.ALIVE_S = spec["silence_s"], min(2, spec["silence_s"] / 4)
 try:
     outcome = run_launch(launch, Terminal(), timeout_s=spec["timeout_s"], hang_limit_s=spec["hang_limit_s"])
 except MindModelError as error:
@@ -150,6 +153,13 @@ class Node:
     def pids(self) -> list[int]:
         return launched_processes(self.run)
 
+    def all_gone(self) -> bool:
+        """Whether no process is left, after a moment."""
+        end = time.monotonic() + 3
+        while self.pids() and time.monotonic() < end:
+            time.sleep(0.02)
+        return self.pids() == []
+
     def pid_of(self, rank: int) -> int:
         """From its sign of life."""
         return int((self.logs / f"rank_{rank}.heartbeat").read_text().split()[3])
@@ -167,7 +177,7 @@ class Job:
     def start(
         self, worker: str, *, workers: int = 2, nodes: int = 1, node: int = 0, port: int = 9999, timeout_s: float = 20,
         hang_limit_s: float = 600, scheduler_s: float = 0.3, run: str = "run", msrun_options: tuple[str, ...] = (),
-        recipe: dict = {}, task: tuple[str, ...] = (),
+        recipe: dict = {}, task: tuple[str, ...] = (), silence_s: float = 60,
     ) -> Node:
         program, path = self.folder / f"worker_{node}.py", self.folder / run
         program.write_text(f"SCHEDULER_S = {scheduler_s}\n{WORKER}\n{textwrap.dedent(worker)}")
@@ -178,7 +188,7 @@ class Job:
         spec = {
             "run": str(path), "recipe": {**RECIPE, **recipe}, "workers": workers, "command": list(map(str, command)),
             "nodes": {"count": nodes, "rank": node, "master": "127.0.0.1", "port": port},
-            "timeout_s": timeout_s, "hang_limit_s": hang_limit_s,
+            "timeout_s": timeout_s, "hang_limit_s": hang_limit_s, "silence_s": silence_s,
         }
         process = subprocess.Popen(
             [sys.executable, self.folder / "driver.py", json.dumps(spec)], cwd=self.folder, text=True,

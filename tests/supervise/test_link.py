@@ -69,7 +69,9 @@ def test_a_signal_to_one_node_stops_all(job, free_port):
     first, second = nodes = two_nodes(job, free_port, STEPS)
     wait_for_all(nodes)
     second.send(signal.SIGTERM)
-    assert [node.end()[0] for node in nodes] == [130, 130]
+    (code, out, _), (second_code, second_out, _) = [node.end() for node in nodes]
+    assert code == second_code == 130
+    assert "SIGTERM on node 1: the ranks stop" in out and "SIGTERM: the ranks stop" in second_out
     assert "saved" in (first.logs / "worker_0.log").read_text()
 
 
@@ -128,6 +130,32 @@ def test_another_number_of_nodes_is_refused(job, free_port):
     for node in (first, second):
         code, _, err = node.end()
         assert code == 2 and "has other nodes than --nodes 2" in err
+
+
+def test_a_node_that_left_may_come_again(job, free_port):
+    nodes = {rank: job.start("", workers=3, nodes=3, node=rank, port=free_port, run=f"{rank}") for rank in (0, 1)}
+    time.sleep(1.5)
+    nodes[1].send(signal.SIGTERM)
+    assert nodes[1].end()[0] == 130
+    again = [job.start("", workers=3, nodes=3, node=rank, port=free_port, run=f"{rank}") for rank in (1, 2)]
+    assert [node.end()[0] for node in (nodes[0], *again)] == [0, 0, 0]
+
+
+def test_a_node_may_wait_for_the_others_for_longer_than_it_may_be_silent(job, free_port):
+    options = {"workers": 3, "nodes": 3, "port": free_port, "silence_s": 1.5}
+    early = [job.start("time.sleep(2)", node=rank, run=f"{rank}", **options) for rank in (0, 1)]
+    time.sleep(2.5)
+    late = job.start("time.sleep(2)", node=2, run="2", **options)
+    assert [node.end()[0] for node in (*early, late)] == [0, 0, 0]
+
+
+def test_a_node_that_falls_silent_is_taken_for_gone(job, free_port):
+    nodes = two_nodes(job, free_port, STEPS, silence_s=2)
+    wait_for_all(nodes)
+    nodes[1].send(signal.SIGSTOP)
+    code, _, err = nodes[0].end()
+    nodes[1].send(signal.SIGKILL)
+    assert code == 3 and "node 1 on " in err and "its launcher is gone" in err
 
 
 def test_a_taken_port_of_the_launchers_is_refused(job, free_port):

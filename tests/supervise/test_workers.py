@@ -151,10 +151,62 @@ def test_workers_do_not_outlive_a_killed_launcher(job):
     assert len(node.pids()) == 3
     node.send(signal.SIGKILL)
     node.process.wait()
-    end = time.monotonic() + 2
-    while node.pids() and time.monotonic() < end:
-        time.sleep(0.02)
-    assert node.pids() == []
+    assert node.all_gone()
+
+
+def test_what_workers_have_started_does_not_outlive_a_killed_launcher_either(job):
+    node = job.start(
+        """
+        import tempfile
+        tempfile.mkdtemp()
+        subprocess.Popen(["sleep", "1000"], start_new_session=True)
+        print("ready", flush=True)
+        forever()
+        """
+    )
+    for rank in (0, 1):
+        node.wait_for("ready", rank)
+    node.send(signal.SIGKILL)
+    node.process.wait()
+    assert node.all_gone()
+    time.sleep(0.2)
+    assert list(job.temporary.iterdir()) == []
+
+
+def test_the_same_signal_to_all_processes_lets_them_save(job):
+    node = job.start(
+        """
+        received = []
+        def note(number, frame):
+            assert number not in received, "the second of a kind ends a worker at once"
+            received.append(number)
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, note)
+        beat("step", 1)
+        print("ready", flush=True)
+        while len(received) < 2:
+            time.sleep(0.05)
+        print("saved", flush=True)
+        sys.exit(130)
+        """
+    )
+    for rank in (0, 1):
+        node.wait_for("ready", rank)
+    for pid in (node.process.pid, *(node.pid_of(rank) for rank in (0, 1))):
+        os.kill(pid, signal.SIGTERM)
+    code, out, _ = node.end()
+    assert code == 130 and "saved" in out
+
+
+def test_signals_of_two_kinds_are_not_an_order_to_end_at_once(job):
+    node = job.start("saves_on_a_signal(1.0); beat('step', 1); print('ready', flush=True); forever()")
+    for rank in (0, 1):
+        node.wait_for("ready", rank)
+    node.send(signal.SIGTERM)
+    time.sleep(0.3)
+    node.send(signal.SIGINT)
+    code, out, _ = node.end()
+    assert code == 130 and "saved" in out and "ended at once" not in out
 
 
 def test_a_failing_msrun_is_shown(job):
@@ -192,15 +244,3 @@ def test_the_logs_of_the_launch_before_are_kept(job):
 def test_temporary_files_of_killed_workers_are_removed(job):
     code, _, _ = job("import tempfile; tempfile.mkdtemp(); beat('step', 1); sys.exit(5) if rank else forever()")
     assert code == 3 and list(job.temporary.iterdir()) == []
-
-
-def test_temporary_files_of_a_killed_launcher_are_removed_by_the_next(job):
-    node = job.start("import tempfile; tempfile.mkdtemp(); print('ready', flush=True); forever()")
-    node.wait_for("ready")
-    other = job.start("print('ready', flush=True); forever()", run="other")
-    other.wait_for("ready")
-    node.send(signal.SIGKILL)
-    node.end()
-    assert len(list(job.temporary.iterdir())) == 2
-    assert job("")[0] == 0
-    assert len(list(job.temporary.iterdir())) == 1  # of the one that runs
