@@ -22,13 +22,15 @@ def option(name: str) -> str:
 
 def meet(rank: int, count: int, host: str, port: int, address: str) -> list[str]:
     """Over TCP, every node at its own address; gives the addresses that node 0 heard from."""
+    heard = []
     if rank == 0:
         with socket.create_server((host, port)) as server:
             server.settimeout(LIMIT_S)
-            visits = [server.accept() for _ in range(count - 1)]
-        for link, _ in visits:
-            link.close()
-        return sorted(peer[0] for _, peer in visits)
+            while len(heard) < count - 1:
+                link, peer = server.accept()
+                link.close()
+                heard.append(peer[0])
+        return sorted(heard)
     end = time.monotonic() + LIMIT_S
     while True:
         try:
@@ -44,10 +46,10 @@ def meet(rank: int, count: int, host: str, port: int, address: str) -> list[str]
 def main() -> int:
     rank, count = int(option("--node-rank")), int(option("--nodes"))
     host, _, port = option("--master").partition(":")
-    noted: list[str] = []
+    address, noted = os.environ["FAKE_ADDRESS"], []
+    heard = meet(rank, count, host, int(port or 8118), address)  # until then a signal ends it at once
     for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"):
         signal.signal(getattr(signal, name), lambda number, _: noted.append(signal.Signals(number).name))
-    address = os.environ["FAKE_ADDRESS"]
     path = os.path.join(os.environ["FAKE_RECORD"], f"node_{rank}.json")
 
     def note(**more: object) -> None:
@@ -55,7 +57,6 @@ def main() -> int:
             json.dump({"arguments": sys.argv[1:], "address": address, "cwd": os.getcwd(), **more}, file)
         os.replace(f"{path}.tmp", path)
 
-    heard = meet(rank, count, host, int(port or 8118), address)
     note(heard=heard, signals=noted)
     end = time.monotonic() + LIMIT_S
     while "FAKE_STAY" in os.environ and not noted:
