@@ -75,12 +75,12 @@ def first_failure(failures: Iterable[Optional[Failure]]) -> Optional[Failure]:
 
 
 def failure_of(who: str, log: Path, ended: Optional[Exit]) -> Optional[Failure]:
-    """Why a process of this node failed; None when it has not.
+    """Why a process of this node failed; None when it runs and says nothing of the kind.
 
     Args:
         who: `rank K` or `scheduler`.
         log: everything it printed.
-        ended: None while it runs: then it has failed if it says so.
+        ended: as it should not have; None while it runs.
     """
     text = log_tail(log)
     found = _own_error(text, ended)
@@ -101,8 +101,6 @@ def failure_of(who: str, log: Path, ended: Optional[Exit]) -> Optional[Failure]:
 
 def _own_error(log: str, ended: Optional[Exit]) -> Optional[tuple[str, float]]:
     """The error and its time: as the rank reports it, else MindSpore's, else Python's, else how it ended."""
-    if ended is not None and ended.code == 0:
-        return None
     reported = [(error.text, error.time_s) for error in reported_errors(log)]
     if ended is None:
         return reported[0] if reported else None
@@ -128,6 +126,8 @@ def _how(ended: Exit) -> str:
     """The way it ended, for a process that said nothing."""
     if ended.code is None:
         return "ended as soon as it was started"
+    if ended.code == 0:
+        return "ended while it was still needed"
     if ended.code == -signal.SIGKILL:
         return (
             "killed by SIGKILL, which mindmodel did not send: most often it is the kernel, when memory runs out "

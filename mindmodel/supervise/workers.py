@@ -33,6 +33,9 @@ SETTLE_OTHERS_S = 1.0
 SAVING_S = 5.0
 """That a rank which is saving gets to finish, when another has failed."""
 
+NEEDED_S = 3.0
+"""For the workers to say that they are done, once the scheduler has ended."""
+
 LEAVE_S = 20.0
 """After a signal: for the other ranks, once one has left that had nothing to save."""
 
@@ -186,7 +189,11 @@ class Watch:
 
     def _is_well(self, rank: Rank) -> bool:
         ended = self.exit_of(rank)
-        if ended is None or ended.code in (0, INTERRUPTED):
+        if ended is None:
+            return True
+        if rank is None and ended.code == 0 and time.time() - ended.time_s > NEEDED_S:
+            return all(sign.phase == "done" for sign in self.signs())  # a scheduler that gets SIGTERM says no more
+        if ended.code in (0, INTERRUPTED):
             return True
         return self.stopping and ended.code in STOPPED
 

@@ -122,8 +122,8 @@ def test_a_rank_that_runs_has_failed_only_when_it_says_so(log):
     assert failure_of("rank 1", log("[rank 1 on head at 10.0] ValueError: no\n"), None).time_s == 10.0
 
 
-def test_a_rank_that_ended_well_has_not_failed(log):
-    assert failure_of("rank 1", log(mindspore("ERROR", 10, "harmless")), Exit(code=0, time_s=50.0)) is None
+def test_a_process_that_ends_well_but_too_early_is_named_as_such(log):
+    assert failure_of("scheduler", log("done"), Exit(code=0, time_s=50.0)).text == "ended while it was still needed"
 
 
 def test_exit_code_2_is_bad_input(log):

@@ -88,6 +88,7 @@ def test_a_rank_that_hangs_on_another_node_shows_its_stack_on_all(job, free_port
         the_place_where_it_hangs()
         """,
         hang_limit_s=3,
+        scheduler_s=1000,
     )
     for node in nodes:
         code, _, err = node.end()

@@ -32,6 +32,11 @@ def test_a_killed_worker_is_named_and_all_end_within_ten_seconds(job):
     assert node.pids() == []
 
 
+def test_a_scheduler_that_ends_too_early_is_named_and_all_end(job):
+    code, _, err = job("beat('step', 3); forever()", scheduler_s=0.1)
+    assert code == 3 and "scheduler" in err and "ended while it was still needed" in err
+
+
 def test_the_first_error_wins_over_a_lost_connection_that_exited_earlier(job):
     code, _, err = job(
         """
