@@ -1,9 +1,9 @@
 """The same training on many processes and nodes, through msrun. After a crash the same command goes on.
 
 example:  mindmodel launch recipes/cpu/tiny.yaml parallel.dp=2
-          mindmodel launch recipes/llama/8b.yaml --device-ids 0-3
-          mindmodel launch recipes/llama/8b_64.yaml --nodes 8 --node-rank $R --master HOST:8118
-          mindmodel launch recipes/llama/8b_64.yaml --nodes 8 --node-rank $R --master HOST:8118 --check
+          mindmodel launch recipes/cpu/tiny.yaml runtime.device=ascend --device-ids 0-3
+          mindmodel launch recipes/cpu/tiny.yaml parallel.dp=2 --nodes 2 --node-rank $R --master HOST:8118
+          mindmodel launch recipes/cpu/tiny.yaml parallel.dp=2 --nodes 2 --node-rank $R --master HOST:8118 --check
 
 On several nodes the same command runs on each, with a --node-rank of its own. Rank 0's progress is shown; every rank
 has a log in RUN/logs. When a rank fails or hangs all are ended, and the first failure is shown; exit code 3. Ctrl-C and
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--master", metavar="HOST[:PORT]", help="node 0; PORT and the next must be free there (8118)")
     parser.add_argument("--device-ids", metavar="IDS", help="Ascend devices of this node, such as 0,2,5-7")
     parser.add_argument(
-        "--timeout", type=at_least(1), default=600, metavar="S", help="seconds until all must have met (default 600)"
+        "--timeout", type=at_least(1), metavar="S", help="seconds until all must have met (default 600; --check 60)"
     )
     parser.add_argument(
         "--hang-limit",
@@ -53,14 +53,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    terminal = Terminal()
+    terminal, timeout_s = Terminal(), args.timeout or (60 if args.check else 600)
     recipe, changes = load_with_changes(args.recipe, args.overrides, single=args.single, shrink=args.shrink)
     launch = plan_launch(
         recipe,
         nodes_of(args.nodes, args.node_rank, args.master),
         _train_arguments(args),
         device_ids=args.device_ids,
-        timeout_s=args.timeout,
+        timeout_s=timeout_s,
         hang_limit_s=args.hang_limit,
     )
     if args.print:
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.check:
         ids = None if args.device_ids is None else parse_device_ids(args.device_ids, "--device-ids")
-        return check(launch.recipe, launch.nodes, terminal, args.timeout, ids)
+        return check(launch.recipe, launch.nodes, terminal, timeout_s, ids)
     refuse_cut_weights(launch.recipe)
     if launch.nodes.rank == 0 and not _prepared(launch.recipe, terminal):
         return 0
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         terminal.say(f"changed for this machine: {change}")
     _introduce(launch, terminal)
     try:
-        return _report(run_launch(launch, terminal, timeout_s=args.timeout, hang_limit_s=args.hang_limit))
+        return _report(run_launch(launch, terminal, timeout_s=timeout_s, hang_limit_s=args.hang_limit))
     except KeyboardInterrupt:
         terminal.say("interrupted before the workers ran: nothing was done.")
         return INTERRUPTED

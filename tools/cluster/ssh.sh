@@ -2,7 +2,7 @@
 # Launch one recipe on several machines over ssh, a launcher on each. After a crash the same command goes on.
 #
 # usage: tools/cluster/ssh.sh HOSTFILE RECIPE [key=value ...] [option of mindmodel launch ...]
-#        PORT=9000 tools/cluster/ssh.sh hosts recipes/llama/8b_64.yaml --check
+#        PORT=9000 tools/cluster/ssh.sh hosts recipes/llama/1b_64.yaml --check
 #
 # HOSTFILE: a host a line, as ssh knows it; the first is node 0, and the others must reach it under that name. Keys
 # instead of passwords; this folder, and `mindmodel` on PATH after what REMOTE_SETUP does, on every host:
