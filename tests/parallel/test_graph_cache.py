@@ -239,3 +239,16 @@ def test_a_graphs_key_is_of_every_source(small_recipe, tmp_path, monkeypatch):
     with open(tmp_path / "mindmodel" / "layers" / "mlp.py", "a") as file:
         file.write("# changed\n")
     assert graph_key(small_recipe, "train", None) != key
+
+
+def test_every_rank_has_a_folder_of_its_own_and_its_graph_in_it(monkeypatch, home):
+    folders = set()
+    for rank in range(2):
+        monkeypatch.setenv("MS_ROLE", "MS_WORKER")
+        monkeypatch.setenv("MS_NODE_ID", str(rank))
+        monkeypatch.setenv("MS_WORKER_NUM", "2")
+        cache = GraphCache()
+        cache.keep_graph("key")
+        assert (cache.folder / f"rank_{rank}" / "graph_cache").is_symlink()
+        folders.add(cache.folder)
+    assert len(folders) == 2 and all(folder.is_relative_to(home) for folder in folders)
