@@ -129,23 +129,26 @@ class Soak:
         return sorted(found)
 
     def _leftovers(self, orderly: bool) -> list[str]:
-        """What should not be there. What a killed process could not remove, the next launch does."""
+        """What should not be there, nor go away within a moment: a process that is killed takes one to close its files.
+
+        A checkpoint that a killed rank was writing is removed by the next launch.
+        """
         end = time.monotonic() + GONE_LIMIT_S
-        while (pids := self._launched()) and time.monotonic() < end:
+        while (found := list(self._found(orderly))) and time.monotonic() < end:
             time.sleep(0.05)
-        found = [f"process {pid}" for pid in pids]
-        found += [f"port {port}" for port in self._ports() if not _is_free(port)]
-        found += [f"lock {path.name}" for path in self.folder.glob("run/**/*.lock") if not _can_be_locked(path)]
-        found += [f"file {path.name}" for path in self.folder.iterdir() if path.name not in OWN_FILES]
-        if orderly:
-            found += [f"temporary {path.name}" for path in self._temporary()]
         return found
 
-    def _temporary(self) -> Iterator[Path]:
-        yield from (self.folder / "temporary").iterdir()
-        yield from (path for path in self.folder.glob("run/**/.*") if path.name.endswith(".tmp"))
+    def _found(self, orderly: bool) -> Iterator[str]:
+        yield from (f"process {pid}" for pid in self._launched())
+        yield from (f"port {port}" for port in self._ports() if not _is_free(port))
+        yield from (f"lock {path.name}" for path in self.folder.glob("run/**/*.lock") if not _can_be_locked(path))
+        yield from (f"file {path.name}" for path in self.folder.iterdir() if path.name not in OWN_FILES)
+        yield from (f"temporary {path.name}" for path in (self.folder / "temporary").iterdir())
+        if orderly:
+            yield from (f"temporary {path.name}" for path in self.folder.glob("run/**/.*.tmp"))
 
     def _ports(self) -> list[int]:
+        """That the launch has chosen."""
         return list(map(int, re.findall(r"meeting at 127\.0\.0\.1:(\d+)", (self.folder / "launch.log").read_text())))
 
 

@@ -69,8 +69,8 @@ def _put_aside(launch: Launch) -> None:
 def start_workers(launch: Launch, processes: Processes, waiting: Waiting) -> dict[Rank, int]:
     """Run msrun, which starts the scheduler and the workers and leaves them to us; gives their process ids.
 
-    A process that was gone before it could be recognised gets an id below 0, with an exit in `processes`; one that
-    attaches to its launcher does so later.
+    A process that ended while msrun still ran has an exit in `processes`, and an id below 0 if nobody has seen it. One
+    that attaches to its launcher does not end by itself before.
 
     Raises:
         LaunchError: if msrun fails.
@@ -87,9 +87,11 @@ def start_workers(launch: Launch, processes: Processes, waiting: Waiting) -> dic
     if processes.exits[msrun].code != 0:
         lines = "\n".join(f"  {line}" for line in last_lines(log_tail(log)))
         raise LaunchError(f"msrun could not start the processes:\n{lines}\nIts log: {log}")
-    _recognise(processes.children(), found)
+    alive = processes.children()
+    processes.reap()
+    _recognise(alive, found)
     _end_second_scheduler(launch, processes, found)
-    _number_the_lost(launch, processes, found)
+    _note_the_lost(launch, processes, found, alive)
     if launch.nodes.rank == 0 and found[None] < 0 and not launch.log_of(None).exists():
         raise LaunchError(
             f"--master: msrun started no scheduler, since '{launch.nodes.master}' is no address of this machine's "
@@ -99,13 +101,13 @@ def start_workers(launch: Launch, processes: Processes, waiting: Waiting) -> dic
 
 
 def _recognise(pids: list[int], found: dict[Rank, int]) -> None:
-    """By what msrun has put into the environment of each."""
+    """By what msrun has put into the environment of each; what they start themselves has the same, and comes later."""
     for pid in pids:
         environment = environment_of(pid)
         if environment.get("MS_ROLE") == "MS_SCHED":
-            found[None] = pid
+            found.setdefault(None, pid)
         elif environment.get("MS_ROLE") == "MS_WORKER":
-            found[int(environment["MS_NODE_ID"])] = pid
+            found.setdefault(int(environment["MS_NODE_ID"]), pid)
 
 
 def _end_second_scheduler(launch: Launch, processes: Processes, found: dict[Rank, int]) -> None:
@@ -115,10 +117,10 @@ def _end_second_scheduler(launch: Launch, processes: Processes, found: dict[Rank
         processes.end([second])
 
 
-def _number_the_lost(launch: Launch, processes: Processes, found: dict[Rank, int]) -> None:
-    """Processes that ended before they were seen; msrun may have taken their exit codes along."""
+def _note_the_lost(launch: Launch, processes: Processes, found: dict[Rank, int], alive: list[int]) -> None:
+    """Processes that ended while msrun was their parent, which has taken their exit codes along."""
     now_s = time.time()
     for number, rank in enumerate([*launch.ranks, *([None] if launch.nodes.rank == 0 else [])], 1):
-        if rank not in found:
-            found[rank] = -number
-            processes.exits[-number] = Exit(code=None, time_s=now_s)
+        pid = found.setdefault(rank, -number)
+        if pid not in alive and pid not in processes.exits:
+            processes.exits[pid] = Exit(code=None, time_s=now_s)

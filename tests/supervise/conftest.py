@@ -17,12 +17,13 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 MSRUN = """
-import argparse, os, subprocess, sys
+import argparse, os, subprocess, sys, time
 parser = argparse.ArgumentParser()
 for name in ("worker_num", "local_worker_num", "node_rank"):
     parser.add_argument(f"--{name}", type=int)
 parser.add_argument("--log_dir")
 parser.add_argument("--no-scheduler", action="store_true")
+parser.add_argument("--linger", type=float, default=0)
 parser.add_argument("task", nargs=argparse.REMAINDER)
 args = parser.parse_args()
 os.environ["MS_WORKER_NUM"] = str(args.worker_num)
@@ -41,6 +42,7 @@ if not args.no_scheduler:
 for k in range(args.local_worker_num):
     rank = args.node_rank * args.local_worker_num + k
     start(f"worker_{rank}.log", "MS_WORKER", rank, preexec_fn=os.setsid)
+time.sleep(args.linger)
 """
 
 WORKER = """
@@ -152,6 +154,11 @@ class Node:
 
     def pids(self) -> list[int]:
         return launched_processes(self.run)
+
+    def workers(self) -> list[int]:
+        """Ids of the workers that live, in the order of their start."""
+        role = b"MS_ROLE=MS_WORKER"
+        return sorted(pid for pid in self.pids() if role in Path(f"/proc/{pid}/environ").read_bytes())
 
     def all_gone(self) -> bool:
         """Whether no process is left, after a moment."""

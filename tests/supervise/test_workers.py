@@ -75,6 +75,17 @@ def test_a_worker_that_is_gone_at_once_is_known_by_its_log(job):
     assert code == 3 and "rank 0 on " in err and "no such program" in err
 
 
+def test_a_worker_that_is_killed_before_msrun_has_left_is_missed(job):
+    node = job.start("forever()", scheduler_s=1000, msrun_options=("--linger", "1.5"))
+    end = time.monotonic() + 10
+    while len(pids := node.workers()) < 2 and time.monotonic() < end:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    os.kill(pids[0], signal.SIGKILL)
+    code, _, err = node.end()
+    assert code == 3 and "rank 0 on " in err and "failed first: ended as soon as it was started" in err
+
+
 def test_a_rank_that_is_saving_may_finish_before_all_are_ended(job):
     node = job.start(
         """

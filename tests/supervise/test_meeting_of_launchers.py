@@ -1,0 +1,143 @@
+"""How launchers find one another, and what they say when they do not; without processes."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+
+from mindmodel.errors import LaunchError
+from mindmodel.parallel.launch import Launch
+from mindmodel.parallel.nodes import Nodes
+from mindmodel.recipe.dump import recipe_to_dict
+from mindmodel.recipe.load import recipe_from_dict
+from mindmodel.supervise.link import Hub, Link, Message, Spoke, link_of
+
+RECIPE = {
+    "name": "tests",
+    "model": {"hidden_size": 8, "num_layers": 1, "num_heads": 1, "ffn_size": 8, "vocab_size": 300},
+    "data": {"source": "stdlib", "seq_len": 8},
+    "train": {"steps": 1, "tokens_per_step": 64},
+}
+
+
+@pytest.fixture
+def launch(free_port):
+    """Function: that of a node of two."""
+
+    def of_node(rank: int, count: int = 2) -> Launch:
+        nodes = Nodes(count=count, rank=rank, master="127.0.0.1", port=free_port)
+        recipe = recipe_from_dict(RECIPE, "tests")
+        return Launch(recipe=recipe, nodes=nodes, workers=count, command=(), environment={}, logs=Path("logs"))
+
+    return of_node
+
+
+@pytest.fixture
+def node_0(free_port):
+    """A listening socket where node 0's launcher should be."""
+    with socket.socket() as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(("127.0.0.1", free_port + 1))
+        listening.listen()
+        yield listening
+
+
+def silent(_text):
+    pass
+
+
+def say_hello(port, hello) -> str:
+    """What node 0 answers."""
+    with socket.create_connection(("127.0.0.1", port + 1)) as connection:
+        connection.sendall(json.dumps(["hello", hello]).encode() + b"\n")
+        connection.settimeout(5)
+        return connection.makefile().readline()
+
+
+def test_one_node_needs_no_link(launch):
+    link = link_of(launch(0, count=1))
+    assert type(link) is Link
+    link.meet(launch(0, count=1), 0, silent)
+    assert link.receive() == []
+
+
+def test_messages_go_both_ways_and_the_end_is_told_once(launch):
+    hub, spoke = link_of(launch(0)), link_of(launch(1))
+    assert isinstance(hub, Hub) and isinstance(spoke, Spoke)
+    meeting = threading.Thread(target=hub.meet, args=(launch(0), 5, silent))
+    meeting.start()
+    spoke.meet(launch(1), 5, silent)
+    meeting.join()
+    spoke.send("stop", "SIGTERM")
+    hub.send("hang", 1, node=1)
+    hub.send("hang", 2, node=2)
+    assert wait_for(hub) == [Message(node=1, kind="stop", value="SIGTERM")]
+    assert wait_for(spoke) == [Message(node=0, kind="hang", value=1)]
+    spoke.close()
+    assert wait_for(hub) == [Message(node=1, kind="lost")]
+    assert hub.receive() == []
+    hub.close()
+
+
+def wait_for(link):
+    while not (messages := link.receive()):
+        pass
+    return messages
+
+
+def test_a_node_0_that_leaves_before_the_start_is_told(launch, node_0):
+    threading.Thread(target=lambda: node_0.accept()[0].close()).start()
+    with pytest.raises(LaunchError, match="has ended before all nodes were there. What it says tells why"):
+        Spoke().meet(launch(1), 5, silent)
+
+
+def test_others_that_do_not_come_end_the_waiting_of_a_node(launch, node_0, monkeypatch):
+    monkeypatch.setattr("mindmodel.supervise.link.CONNECT_S", 0.3)
+    with pytest.raises(LaunchError, match="the other nodes did not come within the time limit. What node 0 says"):
+        Spoke().meet(launch(1), 0.2, silent)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"recipe": "nonsense"}, "has another recipe than node 0: it cannot be read by this version of mindmodel"),
+        ({"recipe": {"name": "tests", "nothing": {"we": "know"}}}, "it cannot be read by this version"),
+        ({"recipe": {**recipe_to_dict(recipe_from_dict(RECIPE, "t")), "name": "other"}}, "than node 0: its name"),
+        ({"nodes": 3}, "has other nodes than --nodes 2"),
+        ({"node": "one"}, "has other nodes than --nodes 2"),
+        ({"node": 2}, "two nodes say --node-rank 2|needs a number of its own"),
+    ],
+)
+def test_a_node_that_does_not_fit_is_told_why_and_so_are_we(launch, free_port, change, message):
+    hello = {"node": 1, "nodes": 2, "host": "h", "recipe": recipe_to_dict(recipe_from_dict(RECIPE, "t")), **change}
+    hub, answers = Hub(launch(0)), []
+    guest = threading.Thread(target=lambda: answers.append(say_hello(free_port, hello)))
+    guest.start()
+    with pytest.raises(LaunchError, match=message) as raised:
+        hub.meet(launch(0), 5, silent)
+    guest.join()
+    hub.close()
+    assert json.loads(answers[0]) == ["refused", str(raised.value)]
+
+
+def test_an_interrupt_ends_the_waiting(launch):
+    def interrupted(_text):
+        raise KeyboardInterrupt
+
+    hub = Hub(launch(0))
+    with pytest.raises(KeyboardInterrupt):
+        hub.meet(launch(0), 5, interrupted)
+    hub.close()
+    with pytest.raises(KeyboardInterrupt):
+        Spoke().meet(launch(1), 5, interrupted)
+
+
+def test_a_second_launcher_of_node_0_cannot_listen(launch):
+    hub = Hub(launch(0))
+    with pytest.raises(LaunchError, match="the launcher cannot listen on 127.0.0.1"):
+        Hub(launch(0))
+    hub.close()
