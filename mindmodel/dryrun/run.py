@@ -35,7 +35,7 @@ def chosen_ranks(mesh: Mesh, asked: Optional[Sequence[int]] = None) -> tuple[int
 
 def host_bytes_of(recipe: Recipe) -> int:
     """Host memory, at most, that the compilation of one rank takes: no weights, only graphs."""
-    places = layer_places(recipe.model.num_layers, recipe.parallel)
+    places = layer_places(recipe.model, recipe.parallel)
     stages = [stage for stage, _ in places]
     layers = max(map(stages.count, set(stages)))
     shares_graph = recipe.parallel.micro_batches > 1 or mesh_of(recipe.parallel).pp > 1

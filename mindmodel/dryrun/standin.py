@@ -61,15 +61,16 @@ def environment(folder: Path) -> dict[str, str]:
     home = folder / HOME
     return {
         "LD_LIBRARY_PATH": _before("LD_LIBRARY_PATH", home / ACL.parent),
+        "LD_PRELOAD": _before("LD_PRELOAD", home / ACL.parent / STANDIN),
         "PYTHONPATH": _before("PYTHONPATH", home / OPERATORS),
         "ASCEND_HOME_PATH": str(home),
         "ASCEND_OPP_PATH": str(home / "opp"),
     }
 
 
-def _before(name: str, folder: Path) -> str:
-    """A search path that begins with a folder."""
-    return os.pathsep.join(filter(None, (str(folder), os.environ.get(name))))
+def _before(name: str, path: Path) -> str:
+    """A list of paths that begins with this one."""
+    return os.pathsep.join(filter(None, (str(path), os.environ.get(name))))
 
 
 def find() -> Optional[Path]:

@@ -31,6 +31,9 @@ WORKSPACE = "GetWorkspaceSize"
 CREATE_OPERATOR = "_ZN2ge15OperatorFactory14CreateOperatorEPKcS2_"
 """ge::OperatorFactory::CreateOperator(char const*, char const*)"""
 
+PROCESS_REPORT = "_ZN9mindspore6device6ascend27SimuFuncIaclrtProcessReportIiEET_i"
+"""MindSpore's own imitation of aclrtProcessReport; the dynamic linker takes the first of a name."""
+
 CODE = """\
 static long nothing(void) { return 0; }
 
@@ -43,6 +46,15 @@ struct operator_object CREATE_OPERATOR(const char *name, const char *type)
     (void)name;
     (void)type;
     return empty;
+}
+
+/* MindSpore's own function returns at once, and two threads that ask whether a stream has something to report would
+   each fill a core until the process ends. No simulated stream ever has. */
+extern int poll(void *, unsigned long, int);
+int PROCESS_REPORT(int milliseconds)
+{
+    (void)milliseconds;
+    return poll(0, 0, 10);
 }
 
 """
@@ -102,7 +114,11 @@ def _texts(library: SharedLibrary) -> set[str]:
 
 
 def source(functions: Iterable[str]) -> str:
-    """C code of a library with these functions: each returns 0, which is success or a null pointer."""
+    """C code of a library with these functions: each returns 0, which is success or a null pointer.
+
+    To be loaded before MindSpore, of which one function is replaced.
+    """
     names = (name for name in functions if name != CREATE_OPERATOR)
     stubs = [f'long {name}(void) __attribute__((alias("nothing")));\n' for name in names]
-    return CODE.replace("CREATE_OPERATOR", CREATE_OPERATOR) + "".join(stubs)
+    code = CODE.replace("CREATE_OPERATOR", CREATE_OPERATOR).replace("PROCESS_REPORT", PROCESS_REPORT)
+    return code + "".join(stubs)

@@ -55,7 +55,7 @@ class RankSizes:
 
     @cached_property
     def num_layers(self) -> int:
-        places = layer_places(self.recipe.model.num_layers, self.recipe.parallel)
+        places = layer_places(self.recipe.model, self.recipe.parallel)
         return sum(stage == self.stage for stage, _ in places)
 
     @property

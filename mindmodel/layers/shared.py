@@ -39,18 +39,19 @@ class AdamWByTensor(nn.Cell):
         super().__init__(auto_prefix=False)
         self.decays, self.checks_finite = decays, checks_finite
         self.finite = self.finite_or_zero()
-        self.adam = ops.AdamWeightDecay()
+        self.adam, self.map = ops.AdamWeightDecay(), ops.HyperMap()
 
     def construct(self, parameters, first, second, grads, lr, beta1, beta2, eps, decay, scale, apply):
         zero, one = Tensor(0.0, mstype.float32), Tensor(1.0, mstype.float32)
         if self.checks_finite:
             beta1, beta2 = ops.select(apply, beta1, one), ops.select(apply, beta2, one)
             lr, scale = ops.select(apply, lr, zero), ops.select(apply, scale, zero)
-        done = ()
-        for i in range(len(parameters)):
-            grad = self.finite(grads[i], scale) if self.checks_finite else grads[i] * scale
-            tensor_decay = decay if self.decays[i] else zero
-            done = done + self.adam(
-                parameters[i], first[i], second[i], lr, beta1, beta2, eps, tensor_decay, grad
-            )
-        return done
+        # a tuple to which a loop appends is copied each time: compilation would grow with the square of the parameters
+        update = ops.partial(self.one, lr, beta1, beta2, eps, decay, scale)
+        return self.map(update, parameters, first, second, grads, self.decays)
+
+    def one(self, lr, beta1, beta2, eps, decay, scale, parameter, first, second, grad, decays):
+        """The update of one tensor."""
+        grad = self.finite(grad, scale) if self.checks_finite else grad * scale
+        tensor_decay = decay if decays else Tensor(0.0, mstype.float32)
+        return self.adam(parameter, first, second, lr, beta1, beta2, eps, tensor_decay, grad)

@@ -28,15 +28,15 @@ class GlobalTotals(nn.Cell):
         super().__init__()
         self.shares, self.loss_copies = shares, loss_copies
         self.square_sum = device_kernels().square_sum()
-        self.all_reduce = ops.AllReduce()
+        self.all_reduce, self.map = ops.AllReduce(), ops.HyperMap()
+
+    def square(self, grad, share):
+        """What one gradient counts."""
+        square = self.square_sum((grad,))
+        return square if share == 1.0 else square * share
 
     def construct(self, entropy, grads):
-        squares = ()
-        for i in range(len(grads)):
-            square = self.square_sum((grads[i],))
-            if self.shares[i] != 1.0:
-                square = square * self.shares[i]
-            squares = squares + (square,)
+        squares = self.map(self.square, grads, self.shares)
         # of the operands of one AddN the pipeline takes out those of other stages; from a chain of sums it takes all
         total = self.all_reduce(ops.addn(squares))
         entropy = ops.depend(entropy, grads)  # else the pipeline's schedule finds no end of the backward pass
@@ -141,7 +141,7 @@ class AccumulatingStep(RankStep):
         self.sharded = sharded
         self.accu_grads = self.weights.clone(prefix="accu_grads", init="zeros")  # MindSpore finds them by this name
         self.outlives_infinity = train.check_finite == "skip"
-        self.finite = optimizer.update.finite
+        self.finite, self.map = optimizer.update.finite, ops.HyperMap()
 
     def construct(self, ids, labels):
         loss = self.network(ids, labels)
@@ -150,13 +150,12 @@ class AccumulatingStep(RankStep):
         loss, norm, apply = self.update(
             loss, grads if self.sharded else summed, self.num_labels.value(), self.lr.value()
         )
-        cleared = ()
-        for i in range(len(summed)):
-            cleared = cleared + (self.clear(ops.depend(summed[i], loss)),)
+        cleared = self.map(ops.partial(self.clear, loss), summed)
         return ops.depend(loss, cleared), norm, apply
 
-    def clear(self, total):
+    def clear(self, loss, total):
         """Make a sum zero, from its own values: a zero tensor of the graph would be as large again."""
+        total = ops.depend(total, loss)
         if self.outlives_infinity:
             return ops.assign(total, self.finite(total, Tensor(0.0, mstype.float32)))
         return ops.assign_sub(total, total)

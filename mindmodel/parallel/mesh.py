@@ -118,14 +118,20 @@ def stage_of(rank: int, mesh: Mesh) -> int:
     return rank // mesh.stage_size
 
 
-def balanced_stages(num_layers: int, num_stages: int, given: Optional[tuple[int, ...]] = None) -> tuple[int, ...]:
-    """Layers of each stage: as given, else as equal as can be.
+def balanced_stages(
+    num_layers: int, num_stages: int, given: Optional[tuple[int, ...]] = None, head: float = 0.0
+) -> tuple[int, ...]:
+    """Layers of each stage: as given, else so that the slowest stage has as little to do as can be.
 
-    What does not divide goes to the middle stages: the first also holds the embedding and the last the output layer.
+    What does not divide goes to the middle stages: the first also holds the embedding.
+
+    Args:
+        head: what the last stage computes beside its layers, in layers.
     """
     if given is not None:
         return given
-    layers, left = [num_layers // num_stages] * num_stages, num_layers % num_stages
-    for stage in sorted(range(num_stages), key=lambda stage: abs(2 * stage - (num_stages - 1)))[:left]:
-        layers[stage] += 1
+    layers = [1] * num_stages
+    for _ in range(num_layers - num_stages):
+        costs = [*layers[:-1], layers[-1] + head]
+        layers[min(range(num_stages), key=lambda stage: (costs[stage], abs(2 * stage - (num_stages - 1))))] += 1
     return tuple(layers)

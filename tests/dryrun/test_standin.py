@@ -16,6 +16,8 @@ from mindmodel.dryrun import standin as module
 from mindmodel.dryrun.stubs import PLUGIN
 
 NETWORK = """
+import time
+
 import numpy as np
 import mindspore as ms
 from mindspore import Tensor, nn, ops
@@ -35,7 +37,10 @@ ms.set_context(mode=ms.GRAPH_MODE, jit_config={"jit_level": "O0"})
 ms.set_device("Ascend")
 init()
 Product()(Tensor(np.ones((16, 32), np.float32)), Tensor(np.ones((32, 64), np.float32)))
-print("compiled for", ms.get_context("device_target"))
+before = time.process_time()
+time.sleep(1)
+waiting = "idle" if time.process_time() - before < 0.3 else "busy"
+print("compiled for", ms.get_context("device_target"), "and", waiting)
 """
 
 
@@ -46,16 +51,16 @@ def no_cann(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-@pytest.mark.parametrize("ranks", [1, 8])
-def test_mindspore_compiles_for_ascend_with_it(ranks, standin, tmp_path):
-    simulated = {"MS_SIMULATION_LEVEL": "0", "RANK_SIZE": str(ranks), "RANK_ID": "0"}
+@pytest.mark.parametrize("ranks, level", [(1, 0), (8, 0), (8, 1)])
+def test_mindspore_compiles_for_ascend_with_it_and_is_idle_when_it_has_done_so(ranks, level, standin, tmp_path):
+    simulated = {"MS_SIMULATION_LEVEL": str(level), "RANK_SIZE": str(ranks), "RANK_ID": "0"}
     environment = {**os.environ, **module.environment(standin), **simulated}
     (tmp_path / "network.py").write_text(NETWORK)
     done = subprocess.run(
         [sys.executable, "network.py"], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith("compiled for Ascend\n")
+    assert done.stdout.endswith("compiled for Ascend and idle\n")
 
 
 @pytest.fixture
@@ -130,8 +135,10 @@ def test_without_a_cache_it_is_built_for_this_process(installed, tmp_path, monke
 def test_the_environment_puts_it_before_what_the_user_has(monkeypatch):
     monkeypatch.setenv("LD_LIBRARY_PATH", "/mine:/more")
     monkeypatch.delenv("PYTHONPATH", raising=False)
+    monkeypatch.delenv("LD_PRELOAD", raising=False)
     assert module.environment(Path("/cache/cann/0123")) == {
         "LD_LIBRARY_PATH": "/cache/cann/0123/cann/lib64:/mine:/more",
+        "LD_PRELOAD": "/cache/cann/0123/cann/lib64/libstandin.so",
         "PYTHONPATH": "/cache/cann/0123/cann/opp/built-in/op_impl/ai_core/tbe",
         "ASCEND_HOME_PATH": "/cache/cann/0123/cann",
         "ASCEND_OPP_PATH": "/cache/cann/0123/cann/opp",

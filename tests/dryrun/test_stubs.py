@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from mindmodel.dryrun.stubs import CREATE_OPERATOR, source, wanted
+from mindmodel.dryrun.stubs import CREATE_OPERATOR, PROCESS_REPORT, source, wanted
 from mindmodel.machine import cpp_compiler
 
 CALLER = r"""
@@ -27,12 +27,13 @@ struct OperatorFactory {
 }  // namespace ge
 
 extern "C" long aclInit();
+extern "C" int PROCESS_REPORT(int milliseconds);
 
 int main() {
   alignas(ge::Operator) unsigned char place[sizeof(ge::Operator)];
   std::memset(place, 255, sizeof place);
   new (place) ge::Operator(ge::OperatorFactory::CreateOperator("name", "type"));
-  int wrong = aclInit() != 0;
+  int wrong = aclInit() != 0 || PROCESS_REPORT(100) != 0;
   for (unsigned char byte : place) wrong |= byte;
   return wrong;
 }
@@ -62,7 +63,7 @@ def test_functions_return_zero_and_an_operator_is_returned_empty(machine, tmp_pa
         pytest.skip(f"needs {' and '.join(tools)}: apt-get install g++-aarch64-linux-gnu qemu-user, or g++")
     compiler, emulator = tools[0], tools[1:]
     (tmp_path / "standin.c").write_text(source(["aclInit", CREATE_OPERATOR]))
-    (tmp_path / "caller.cc").write_text(CALLER)
+    (tmp_path / "caller.cc").write_text(CALLER.replace("PROCESS_REPORT", PROCESS_REPORT))
     subprocess.run([compiler, "-x", "c", "-O1", "-Wall", "-Werror", "-c", "standin.c"], cwd=tmp_path, check=True)
     command = [compiler, "-std=c++17", "-static", "caller.cc", "standin.o", "-o", "caller"]
     subprocess.run(command, cwd=tmp_path, check=True)

@@ -99,5 +99,11 @@ def test_layers_that_do_not_divide_go_to_the_middle_stages(layers, stages, expec
     assert balanced_stages(layers, stages) == expected
 
 
+def test_what_the_last_stage_computes_beside_its_layers_counts():
+    assert balanced_stages(32, 2, head=0.65) == (16, 16)
+    assert balanced_stages(32, 2, head=2.4) == (17, 15)
+    assert balanced_stages(4, 4, head=9.0) == (1, 1, 1, 1)
+
+
 def test_given_stages_stay():
     assert balanced_stages(7, 2, (2, 5)) == (2, 5)

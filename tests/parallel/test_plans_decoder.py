@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from mindmodel.models.family import parameter_shapes
@@ -84,16 +86,28 @@ def test_ranks_that_share_a_kv_head_get_copies_of_it():
     assert decoder_plan(MODELS["llama"], LAYOUTS["dp tp"]).copies == ()
 
 
+def layers(number):
+    return dataclasses.replace(MODELS["llama"], num_layers=number)
+
+
+def test_the_last_stage_has_fewer_layers_where_the_output_layer_is_large():
+    sizes = {"hidden_size": 4096, "num_heads": 32, "num_kv_heads": 8, "head_size": 128, "ffn_size": 14336}
+    large = ModelSection(num_layers=32, vocab_size=128256, **sizes)
+    stages = [stage for stage, _ in layer_places(large, ParallelSection(dp=1, pp=4))]
+    assert [stages.count(stage) for stage in range(4)] == [8, 9, 9, 6]
+
+
 def test_layers_are_dealt_out_to_stages_in_order():
-    assert layer_places(5, ParallelSection(dp=1, pp=2)) == [(0, 0), (0, 0), (0, 0), (1, 0), (1, 0)]
-    assert layer_places(3, ParallelSection(dp=1, pp=2, stages=(1, 2))) == [(0, 0), (1, 0), (1, 0)]
-    assert layer_places(3, ParallelSection(dp=1)) == [(0, 0)] * 3
+    assert layer_places(layers(5), ParallelSection(dp=1, pp=2)) == [(0, 0), (0, 0), (0, 0), (1, 0), (1, 0)]
+    assert layer_places(layers(3), ParallelSection(dp=1, pp=2, stages=(1, 2))) == [(0, 0), (1, 0), (1, 0)]
+    assert layer_places(layers(3), ParallelSection(dp=1)) == [(0, 0)] * 3
 
 
 def test_interleaved_stages_have_several_chunks():
     places = [(0, 0), (1, 0), (0, 1), (1, 1)]
-    assert layer_places(4, ParallelSection(dp=1, pp=2, interleave=2)) == places
-    assert layer_places(8, ParallelSection(dp=1, pp=2, interleave=2)) == [place for place in places for _ in "ab"]
+    assert layer_places(layers(4), ParallelSection(dp=1, pp=2, interleave=2)) == places
+    twice = [place for place in places for _ in range(2)]
+    assert layer_places(layers(8), ParallelSection(dp=1, pp=2, interleave=2)) == twice
 
 
 def test_the_first_stage_has_the_embedding_and_the_last_norm_head_and_loss():

@@ -141,7 +141,7 @@ def _stages(model: ModelSection, parallel: ParallelSection) -> tuple[StageRule, 
     if mesh.pp == 1:
         return ()
     last = parallel.interleave - 1
-    layers = enumerate(layer_places(model.num_layers, parallel))
+    layers = enumerate(layer_places(model, parallel))
     return (
         StageRule(path="decoder.embedding", stage=0),
         *(StageRule(path=f"decoder.layers.{index}", stage=stage, chunk=chunk) for index, (stage, chunk) in layers),
@@ -149,21 +149,27 @@ def _stages(model: ModelSection, parallel: ParallelSection) -> tuple[StageRule, 
     )
 
 
-def layer_places(num_layers: int, parallel: ParallelSection) -> list[tuple[int, int]]:
+def layer_places(model: ModelSection, parallel: ParallelSection) -> list[tuple[int, int]]:
     """(stage, chunk) of every layer: the chunks of all stages follow one another, each as the stages do."""
     pp, chunks = mesh_of(parallel).pp, parallel.interleave
     if chunks == 1:
-        counts: tuple[int, ...] = balanced_stages(num_layers, pp, parallel.stages)
+        counts: tuple[int, ...] = balanced_stages(model.num_layers, pp, parallel.stages, _head_in_layers(model))
     else:
-        counts = (num_layers // (pp * chunks),) * (pp * chunks)
+        counts = (model.num_layers // (pp * chunks),) * (pp * chunks)
     return [(part % pp, part // pp) for part, count in enumerate(counts) for _ in range(count)]
+
+
+def _head_in_layers(model: ModelSection) -> float:
+    """What the output layer computes, over what a layer does: by their matrix products."""
+    kv_heads, size = model.num_kv_heads or model.num_heads, model.head_size or 0
+    return (model.vocab_size or 0) / (2 * (model.num_heads + kv_heads) * size + 3 * model.ffn_size)
 
 
 def _recompute(model: ModelSection, parallel: ParallelSection) -> tuple[RecomputeRule, ...]:
     """full: whole blocks; selective: what is cheap to compute again. The first layers of a stage, where limited."""
     if parallel.recompute == "none":
         return ()
-    places = layer_places(model.num_layers, parallel)
+    places = layer_places(model, parallel)
     stages = [stage for stage, _ in places]
     limit = model.num_layers if parallel.recompute_layers is None else parallel.recompute_layers
     chosen = [index for index, stage in enumerate(stages) if stages[:index].count(stage) < limit]
