@@ -69,13 +69,10 @@ class SumOverRanks(nn.Cell):
 
     def __init__(self):
         super().__init__()
-        self.all_reduce = ops.AllReduce()
+        self.all_reduce, self.map = ops.AllReduce(), ops.HyperMap()
 
     def construct(self, tensors):
-        summed = ()
-        for i in range(len(tensors)):
-            summed = summed + (self.all_reduce(tensors[i]),)
-        return summed
+        return self.map(self.all_reduce, tensors)
 
 
 class DataParallelStep(TrainStep):

@@ -51,6 +51,7 @@ class TrainStep(nn.Cell):
         self.network, self.optimizer = network, optimizer
         self.grad = ms.value_and_grad(network, None, weights=optimizer.parameters, has_aux=True)
         self.totals = totals or Totals()
+        self.plus, self.map = ops.Add(), ops.HyperMap()
         self.micro_batches = micro_batches
         self.clip_norm = train.clip_norm
         self.checks_finite = train.check_finite != "none"
@@ -73,12 +74,7 @@ class TrainStep(nn.Cell):
 
     def add(self, total, part):
         """Element by element; an empty total is zero."""
-        if len(total) == 0:
-            return part
-        result = ()
-        for j in range(len(part)):
-            result = result + (total[j] + part[j],)
-        return result
+        return part if len(total) == 0 else self.map(self.plus, total, part)
 
     def update(self, entropy, grads, num_labels, lr):
         """Clip, check and apply summed gradients."""
