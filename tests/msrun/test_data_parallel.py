@@ -91,3 +91,14 @@ def test_a_signal_to_the_command_saves_and_another_number_of_processes_goes_on(j
     assert done.returncode == 0, done.stderr
     assert f"going on from {job.folder}" in done.stdout or f"step_{step}" in done.stdout
     assert list(job.run("run").losses) == list(range(1, 61))
+
+
+@pytest.mark.long
+def test_a_rank_that_stands_still_is_named_and_all_are_ended(job):
+    running = job.start(*job.arguments("run", 2, "train.steps=100000", "--hang-limit", 5))
+    os.kill(job.worker("run", 1), signal.SIGSTOP)
+    start = time.monotonic()
+    assert running.process.wait(60) == 3, running.output
+    assert time.monotonic() - start < 25
+    assert "rank 1 on" in running.output and "hangs" in running.output
+    assert job.processes() == {}
