@@ -83,8 +83,8 @@ def start_workers(launch: Launch, processes: Processes, timeout_s: float, waitin
     while msrun not in processes.exits:
         if time.monotonic() > end:
             raise LaunchError(
-                f"msrun has not started the processes within {timeout_s:.0f} s. On Ascend it asks npu-smi which cores "
-                f"are near each device: see whether that answers. Its log: {log}"
+                f"msrun has not started the processes within {timeout_s:.0f} s. Use a longer --timeout where files are "
+                f"slow. Its log: {log}"
             )
         waiting("starting the processes")
         time.sleep(POLL_S)
