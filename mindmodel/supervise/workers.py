@@ -86,6 +86,9 @@ def run_launch(launch: Launch, terminal: Terminal, *, timeout_s: float, hang_lim
             except LaunchError as error:
                 peers.tell_failure(node_failure(launch.nodes.rank, host_name(), str(error)))
                 raise
+            except KeyboardInterrupt:
+                peers.tell_stop(str(interrupts.first))
+                raise
             return Watch(launch, pids, processes, peers, screen, interrupts, hang_limit_s).run()
         finally:
             screen.finish()
