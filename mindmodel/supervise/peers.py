@@ -71,7 +71,7 @@ class Peers:
     def _lose(self, node: int, stopping: bool) -> None:
         if self.finished or node in self._done:
             return
-        if stopping:
+        if stopping or self.stop is not None:
             self._done.add(node)
             self.gone = True
             self.finished = not self.is_first

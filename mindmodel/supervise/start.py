@@ -66,20 +66,26 @@ def _put_aside(launch: Launch) -> None:
         launch.heartbeat_of(rank).unlink(missing_ok=True)
 
 
-def start_workers(launch: Launch, processes: Processes, waiting: Waiting) -> dict[Rank, int]:
+def start_workers(launch: Launch, processes: Processes, timeout_s: float, waiting: Waiting) -> dict[Rank, int]:
     """Run msrun, which starts the scheduler and the workers and leaves them to us; gives their process ids.
 
     A process that ended while msrun still ran has an exit in `processes`, and an id below 0 if nobody has seen it. One
     that attaches to its launcher does not end by itself before.
 
     Raises:
-        LaunchError: if msrun fails.
+        LaunchError: if msrun fails, or takes longer than `timeout_s`.
     """
     log = launch.logs / f"msrun_{launch.nodes.rank}.log"
     environment = {**os.environ, **launch.environment, LAUNCHER: str(os.getpid())}
     msrun = processes.start(launch.command, environment, log)
     found: dict[Rank, int] = {}
+    end = time.monotonic() + timeout_s
     while msrun not in processes.exits:
+        if time.monotonic() > end:
+            raise LaunchError(
+                f"msrun has not started the processes within {timeout_s:.0f} s. Use a longer --timeout where files are "
+                f"slow. Its log: {log}"
+            )
         waiting("starting the processes")
         time.sleep(POLL_S)
         _recognise(processes.children(of=msrun), found)

@@ -56,7 +56,7 @@ def run_launch(launch: Launch, terminal: Terminal, *, timeout_s: float, hang_lim
     """Start the processes of this node, and return when all of the job have ended.
 
     Args:
-        timeout_s: until all nodes must be there.
+        timeout_s: until all nodes must be there, and then until msrun must have started the processes.
         hang_limit_s: until a rank that shows no sign of life is taken for dead.
 
     Raises:
@@ -82,9 +82,12 @@ def run_launch(launch: Launch, terminal: Terminal, *, timeout_s: float, hang_lim
             link.meet(launch, timeout_s, waiting)
             peers = Peers(launch, link)
             try:
-                pids = start_workers(launch, processes, starting)
+                pids = start_workers(launch, processes, timeout_s, starting)
             except LaunchError as error:
                 peers.tell_failure(node_failure(launch.nodes.rank, host_name(), str(error)))
+                raise
+            except KeyboardInterrupt:
+                peers.tell_stop(str(interrupts.first))
                 raise
             return Watch(launch, pids, processes, peers, screen, interrupts, hang_limit_s).run()
         finally:

@@ -75,6 +75,25 @@ def test_a_signal_to_one_node_stops_all(job, free_port):
     assert "saved" in (first.logs / "worker_0.log").read_text()
 
 
+def test_a_signal_to_a_node_that_is_still_starting_stops_all(job, free_port):
+    options = {"workers": 2, "nodes": 2, "port": free_port}
+    first = job.start("forever()", node=0, run="a", **options)
+    second = job.start("forever()", node=1, run="b", msrun_options=("--linger", "100"), **options)
+    second.wait_for("", rank=1)
+    second.send(signal.SIGTERM)
+    assert second.end()[0] == 130
+    code, out, err = first.end()
+    assert (code, err) == (130, "") and "SIGTERM on node 1: the ranks stop" in out
+
+
+def test_an_msrun_that_fails_on_one_node_is_told_on_all(job, free_port):
+    first = job.start("forever()", workers=2, nodes=2, node=0, port=free_port, run="a")
+    second = job.start("", workers=2, nodes=2, node=1, port=free_port, run="b", task=("broken",))
+    assert second.end()[0] == 2
+    code, _, err = first.end()
+    assert code == 3 and "node 1 on " in err and "failed first: msrun could not start the processes" in err
+
+
 def test_a_rank_that_hangs_on_another_node_shows_its_stack_on_all(job, free_port):
     nodes = two_nodes(
         job, free_port,

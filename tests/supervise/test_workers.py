@@ -231,6 +231,11 @@ def test_a_failing_msrun_is_shown(job):
     assert "LaunchError: msrun could not start the processes:" in err and "no such thing" in err
 
 
+def test_an_msrun_that_hangs_is_told_at_the_time_limit(job):
+    code, _, err = job("forever()", msrun_options=("--linger", "100"), timeout_s=2)
+    assert code == 2 and "LaunchError: msrun has not started the processes within 2 s." in err
+
+
 def test_a_master_that_msrun_does_not_find_here_is_refused(job):
     code, _, err = job("forever()", msrun_options=("--no-scheduler",))
     assert code == 2 and "msrun started no scheduler, since '127.0.0.1' is no address of this machine's" in err
