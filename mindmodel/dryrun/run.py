@@ -9,16 +9,18 @@ from mindmodel.dryrun.jobs import Job
 from mindmodel.dryrun.report import RankReport, report_of
 from mindmodel.errors import LayoutError
 from mindmodel.machine import Memory
-from mindmodel.parallel.mesh import Mesh, mesh_of
+from mindmodel.parallel.mesh import Mesh
 from mindmodel.parallel.plans.decoder import layer_places
 from mindmodel.recipe.schema import Recipe
 
 PROCESS_BYTES = 600 << 20
 """Of MindSpore itself in a process that compiles."""
-LAYER_BYTES = 90 << 20
-"""That a layer's graph takes while it is compiled, forward and backward: 32 layers of 7B took 2.3 GiB."""
-STAGE_LAYER_BYTES = 350 << 20
-"""The same where micro-batches share a graph that is copied for each: 8 layers and 8 micro-batches took 2.5 GiB."""
+PARSED_BYTES = 30 << 20
+"""Of each layer of the model: stages part behind its first graph. 70B on 8 stages took 3.3 GiB in all."""
+LAYER_BYTES = 35 << 20
+"""More for each layer of the rank's stage. 32 layers of 7B took 2.1 GiB in all."""
+MICRO_BATCH_BYTES = 2 << 20
+"""More for each of these and micro-batch, for which their graph is copied. 70B took 4.4 GiB with 64 of them."""
 
 
 def chosen_ranks(mesh: Mesh, asked: Optional[Sequence[int]] = None) -> tuple[int, ...]:
@@ -38,8 +40,8 @@ def host_bytes_of(recipe: Recipe) -> int:
     places = layer_places(recipe.model, recipe.parallel)
     stages = [stage for stage, _ in places]
     layers = max(map(stages.count, set(stages)))
-    shares_graph = recipe.parallel.micro_batches > 1 or mesh_of(recipe.parallel).pp > 1
-    return PROCESS_BYTES + layers * (STAGE_LAYER_BYTES if shares_graph else LAYER_BYTES)
+    a_layer = LAYER_BYTES + recipe.parallel.micro_batches * MICRO_BATCH_BYTES
+    return PROCESS_BYTES + recipe.model.num_layers * PARSED_BYTES + layers * a_layer
 
 
 def jobs_at_once(recipe: Recipe, most: int, memory: Optional[Memory]) -> int:
