@@ -85,7 +85,8 @@ def test_a_signal_to_the_command_saves_and_another_number_of_processes_goes_on(j
     running = job.start(*job.arguments("run", 2, "train.steps=60"))
     job.worker("run", 1)
     assert running.end(signal.SIGTERM) == 130, running.output
-    assert "SIGTERM received: stopped after step" in running.output and job.processes() == {}
+    assert "SIGTERM: the ranks stop after their step and save" in running.output
+    assert "received: stopped after step" in running.output and job.processes() == {}
     (step,) = job.run("run").steps
     done = job.train("run", "train.steps=60")
     assert done.returncode == 0, done.stderr
