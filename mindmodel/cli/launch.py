@@ -70,27 +70,30 @@ def run(args: argparse.Namespace) -> int:
         ids = None if args.device_ids is None else parse_device_ids(args.device_ids, "--device-ids")
         return check(launch.recipe, launch.nodes, terminal, timeout_s, ids)
     refuse_cut_weights(launch.recipe)
-    if launch.nodes.rank == 0 and not _prepared(launch.recipe, terminal):
+    folder = RunFolder(Path(launch.recipe.output))
+    if is_finished(launch.recipe, folder, find_position(launch.recipe, folder, terminal), terminal):
         return 0
     for change in changes if launch.nodes.rank else ():  # rank 0 says so elsewhere
         terminal.say(f"changed for this machine: {change}")
     _introduce(launch, terminal)
     try:
-        return _report(run_launch(launch, terminal, timeout_s=timeout_s, hang_limit_s=args.hang_limit))
+        outcome = run_launch(
+            launch,
+            terminal,
+            timeout_s=timeout_s,
+            hang_limit_s=args.hang_limit,
+            prepare=lambda: _prepare(launch.recipe, folder, terminal),
+        )
+        return _report(outcome)
     except KeyboardInterrupt:
         terminal.say("interrupted before the workers ran: nothing was done.")
         return INTERRUPTED
 
 
-def _prepared(recipe: Recipe, terminal: Terminal) -> bool:
-    """Make the data and refuse what cannot be, before a process is started. Gives whether steps are left."""
-    folder = RunFolder(Path(recipe.output))
+def _prepare(recipe: Recipe, folder: RunFolder, terminal: Terminal) -> None:
+    """Make the data and refuse what cannot be, before a process is started."""
     with owned(folder):
-        position = find_position(recipe, folder, terminal)
-        if is_finished(recipe, folder, position, terminal):
-            return False
-        open_run(recipe, folder, position, terminal)
-    return True
+        open_run(recipe, folder, find_position(recipe, folder, terminal), terminal)
 
 
 def _train_arguments(args: argparse.Namespace) -> list[str]:

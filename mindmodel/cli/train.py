@@ -52,11 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    attach_to_launcher()
     terminal = Terminal()
     recipe, changes = load_with_changes(args.recipe, args.overrides, single=args.single, shrink=args.shrink)
     for change in changes:
         terminal.say(f"changed for this machine: {change}")
-    attach_to_launcher()
     heartbeat_of_this_process().beat("starting", 0)
     here = place()
     if here.is_scheduler:

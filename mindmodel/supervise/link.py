@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Callable, Optional
 
-from mindmodel.errors import LaunchError, RecipeError
+from mindmodel.errors import LaunchError, MindModelError, RecipeError
 from mindmodel.parallel.heartbeat import host_name
 from mindmodel.parallel.launch import Launch, resolve
 from mindmodel.recipe.dump import describe, differences, recipe_to_dict
@@ -26,6 +26,9 @@ SILENCE_S = 60.0
 ALIVE_S = 2.0
 HELLO_S = 10.0
 CONNECT_S = 5.0
+
+Prepare = Callable[[], None]
+"""Makes what all nodes need before a process starts."""
 
 Waiting = Callable[[str], None]
 """Called again and again with what is waited for; it may raise."""
@@ -114,8 +117,9 @@ class Link:
         self.hosts: dict[int, str] = {}
         self._lost: set[int] = set()
 
-    def meet(self, launch: Launch, timeout_s: float, waiting: Waiting) -> None:
-        """Return when all nodes are there."""
+    def meet(self, launch: Launch, timeout_s: float, waiting: Waiting, prepare: Prepare) -> None:
+        """Return when all nodes are there and node 0 has prepared what all need."""
+        prepare()
 
     def send(self, kind: str, value: Any = None, node: Optional[int] = None) -> None:
         """To one node, or to all that this one is connected to."""
@@ -169,11 +173,12 @@ class Hub(Link):
                 f"scheduler's: {error.strerror}. Use --master HOST:PORT with a port of which the next is free too."
             ) from error
 
-    def meet(self, launch: Launch, timeout_s: float, waiting: Waiting) -> None:
-        """Wait for all other nodes, then tell them to start.
+    def meet(self, launch: Launch, timeout_s: float, waiting: Waiting, prepare: Prepare) -> None:
+        """Wait for all other nodes, prepare what all need, then tell them to start.
 
         Raises:
             LaunchError: if one does not come in time, or comes with another recipe.
+            MindModelError: if `prepare` does; the others are told.
         """
         end, guests = time.monotonic() + timeout_s, dict[Channel, float]()
         with selectors.DefaultSelector() as selector:
@@ -192,6 +197,12 @@ class Hub(Link):
                 self._welcome(guests, launch)
                 self._forget_those_who_left()
         self._socket.close()
+        self.send("preparing")
+        try:
+            prepare()
+        except MindModelError as error:
+            self._refusal(f"node 0 cannot prepare the run: {type(error).__name__}: {error}")
+            raise
         self.send("start")
         self._begin()
 
@@ -250,8 +261,8 @@ class Hub(Link):
 class Spoke(Link):
     """Of every other node."""
 
-    def meet(self, launch: Launch, timeout_s: float, waiting: Waiting) -> None:
-        """Find node 0 and wait until it says that all are there.
+    def meet(self, launch: Launch, timeout_s: float, waiting: Waiting, prepare: Prepare) -> None:
+        """Find node 0 and wait until it says that all are there and the run is prepared, which is not for this node.
 
         Raises:
             LaunchError: if node 0 does not answer in time, leaves, or refuses this node.
@@ -280,14 +291,16 @@ class Spoke(Link):
             time.sleep(0.2)
 
     def _wait_for_start(self, where: str, end: float, waiting: Waiting) -> None:
-        channel = self.channels[0]
+        channel, what = self.channels[0], "waiting for the other nodes"
         while channel.connection is not None and time.monotonic() < end:
-            waiting("waiting for the other nodes")
+            waiting(what)
             for kind, value in channel.receive():
                 if kind == "refused":
                     raise LaunchError(str(value))
                 if kind == "start":
                     return
+                if kind == "preparing":  # reading texts may take long, and all are there
+                    end, what = float("inf"), "node 0 prepares the run"
             time.sleep(0.05)
         if channel.connection is not None:
             raise LaunchError("the other nodes did not come within the time limit. What node 0 says tells which.")

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import signal
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Iterator, Optional
 
-from mindmodel.errors import LaunchError
+from mindmodel.errors import MindModelError
 from mindmodel.parallel.heartbeat import STACK_SIGNAL, host_name, read_heartbeat
 from mindmodel.parallel.launch import Launch
 from mindmodel.supervise.failures import Failure, failure_of, first_failure
 from mindmodel.supervise.hang import Sign, hanging_rank, stack_of
-from mindmodel.supervise.link import link_of
+from mindmodel.supervise.link import Prepare, link_of
 from mindmodel.supervise.peers import Peers, node_failure
 from mindmodel.supervise.processes import Exit, Processes
 from mindmodel.supervise.screen import Screen
@@ -52,10 +53,13 @@ class Outcome:
     failure: Optional[Failure] = None
 
 
-def run_launch(launch: Launch, terminal: Terminal, *, timeout_s: float, hang_limit_s: float) -> Outcome:
+def run_launch(
+    launch: Launch, terminal: Terminal, *, timeout_s: float, hang_limit_s: float, prepare: Prepare
+) -> Outcome:
     """Start the processes of this node, and return when all of the job have ended.
 
     Args:
+        prepare: what node 0 does once all nodes are there and before a process starts.
         timeout_s: until all nodes must be there, and then until msrun must have started the processes.
         hang_limit_s: until a rank that shows no sign of life is taken for dead.
 
@@ -63,9 +67,10 @@ def run_launch(launch: Launch, terminal: Terminal, *, timeout_s: float, hang_lim
         CheckpointError: if another process writes to the run.
         KeyboardInterrupt: when a signal comes before the workers run.
         LaunchError: if the logs cannot be written, a node does not come or has another recipe, or msrun fails.
+        MindModelError: if `prepare` does.
     """
     screen = Screen(terminal, launch.log_of(0) if launch.nodes.rank == 0 else None)
-    with Interrupts() as interrupts, own_logs(launch), Processes() as processes:
+    with Interrupts() as interrupts, ExitStack() as logs, Processes() as processes:
 
         def waiting(text: str) -> None:
             if interrupts.first:
@@ -79,11 +84,12 @@ def run_launch(launch: Launch, terminal: Terminal, *, timeout_s: float, hang_lim
 
         link = link_of(launch)
         try:
-            link.meet(launch, timeout_s, waiting)
+            link.meet(launch, timeout_s, waiting, prepare)
             peers = Peers(launch, link)
             try:
+                logs.enter_context(own_logs(launch))  # after the preparation: what is refused there writes nothing
                 pids = start_workers(launch, processes, timeout_s, starting)
-            except LaunchError as error:
+            except MindModelError as error:
                 peers.tell_failure(node_failure(launch.nodes.rank, host_name(), str(error)))
                 raise
             except KeyboardInterrupt:

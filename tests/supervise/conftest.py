@@ -100,7 +100,8 @@ launch = Launch(
 )
 link.SILENCE_S, peers.ALIVE_S = spec["silence_s"], min(2, spec["silence_s"] / 4)
 try:
-    outcome = run_launch(launch, Terminal(), timeout_s=spec["timeout_s"], hang_limit_s=spec["hang_limit_s"])
+    limits = {name: spec[name] for name in ("timeout_s", "hang_limit_s")}
+    outcome = run_launch(launch, Terminal(), **limits, prepare=lambda: None)
 except MindModelError as error:
     sys.exit(print(f"{type(error).__name__}: {error}", file=sys.stderr) or 2)
 except KeyboardInterrupt:

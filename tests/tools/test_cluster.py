@@ -126,7 +126,9 @@ def test_slurm_starts_a_task_on_every_node(cluster, slurm):
 def test_volcano_starts_a_pod_for_every_node(cluster, volcano):
     assert cluster.end(volcano()) == 0, cluster.printed
     cluster.assert_all_were_started(
-        cluster.hosts[0], ["/opt/mindmodel/recipes/llama/1b_64.yaml", "parallel.shard_optimizer=none", "runtime.output=/shared/runs/1b"]
+        cluster.hosts[0], [
+            "/opt/mindmodel/recipes/llama/1b_64.yaml", "parallel.shard_optimizer=none", "runtime.output=/shared/runs/1b"
+        ]
     )
 
 
