@@ -118,10 +118,12 @@ def _graph_and_slices(job: Job) -> dict[str, Any]:
 def _run(job: Job) -> dict[str, Any]:
     """Compile with kernels and let MindSpore play one step: the peak of its memory."""
     import mindspore as ms
+    from mindspore.graph._parse import compile_config
     from mindspore.nn.utils import no_init_parameters
 
     from mindmodel.train.build import build
 
+    compile_config.COMPILE_DEBUG_MODE = "release"  # nodes without lines of Python: 10 percent less memory
     with no_init_parameters():
         built = build(job.recipe, job.rank)
     if job.num_ranks > 1:

@@ -18,7 +18,7 @@ PROCESS_BYTES = 600 << 20
 PARSED_BYTES = 30 << 20
 """Of each layer of the model: stages part behind its first graph. 70B on 8 stages took 3.3 GiB in all."""
 LAYER_BYTES = 35 << 20
-"""More for each layer of the rank's stage. 32 layers of 7B took 2.1 GiB in all."""
+"""More for each layer of the rank's stage. 32 layers of 7B took 1.9 GiB in all."""
 MICRO_BATCH_BYTES = 2 << 20
 """More for each of these and micro-batch, for which their graph is copied. 70B took 4.4 GiB with 64 of them."""
 
