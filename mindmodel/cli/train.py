@@ -110,7 +110,8 @@ def _join(recipe: Recipe, folder: RunFolder, terminal: Terminal) -> int:
         runtime.ranks.meet()  # the first has opened the run
         opened = open_run(recipe, folder, find_position(recipe, folder, terminal), terminal)
         training = _begin(opened, runtime, terminal)
-        code = training.run(stopper, NoMetrics())
+        with _failures_in_a_line():
+            code = training.run(stopper, NoMetrics())
     runtime.ranks.meet()  # the first has saved it
     return INTERRUPTED if code > 0 else 0
 

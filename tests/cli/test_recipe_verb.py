@@ -79,3 +79,9 @@ def test_a_quantity_has_three_digits_and_a_prefix(number, base, text):
 def test_bytes_are_counted_in_1024s():
     assert quantity(1536, 1024) == "1.5 Ki"
     assert quantity(1023 * 2**20, 1024) == "1023 Mi"
+
+
+def test_sequences_that_only_fill_a_batch_up_are_told(path, capsys):
+    assert main(["recipe", str(path), "parallel.dp=3", "parallel.micro_batches=2", "parallel.tp=1"]) == 0
+    assert "8 sequences of 32 tokens a step, 4 a dp rank" in (summary := capsys.readouterr().out)
+    assert "2 a micro-batch, 4 of them empty, for dp and micro_batches do not share evenly" in summary

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import subprocess
 import sys
 
 import pytest
 
-from mindmodel.errors import LayoutError
+from mindmodel.errors import LayoutError, TrainingError
 from mindmodel.parallel import environment
 from mindmodel.parallel.environment import num_threads, prepare_environment
+from mindmodel.terminal import Terminal
 
 
 def with_runtime(recipe, **keys):
@@ -105,3 +107,16 @@ def test_a_worker_of_msrun_knows_its_rank_and_shares_the_cores(monkeypatch):
     assert environment.place().is_scheduler
     monkeypatch.delenv("MS_ROLE")
     assert environment.place() == environment.Place()
+
+
+def test_ranks_that_do_not_meet_are_told_where_and_for_how_long(runtime, monkeypatch):
+    from mindmodel.parallel import runtime as module
+
+    def never():
+        raise RuntimeError("Topology build timed out.\nmore")
+
+    monkeypatch.setattr(module.ms.communication, "init", never)
+    for name, value in {"MS_SCHED_HOST": "head", "MS_SCHED_PORT": "8118", "MS_TOPO_TIMEOUT": "30"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(TrainingError, match="did not all meet at head:8118 within 30 s: Topology build timed out$"):
+        module._meet(Terminal(io.StringIO()))
