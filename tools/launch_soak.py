@@ -48,7 +48,7 @@ EXIT_CODES = {
     ("scheduler", KILL): {3},
     ("scheduler", TERM): {3},
     ("launcher", KILL): {-9},
-    ("launcher", TERM): {130},
+    ("launcher", TERM): {130, -TERM},  # before it has begun it has nothing to end
 }
 COLUMNS = "{:>5}  {:<10} {:<8} {:>7}  {:>4}  {:>6}  {}"
 
