@@ -32,6 +32,13 @@ for rank in range(-1, int(options["local_worker_num"])):
         subprocess.Popen(worker, env=environment, stdout=out, stderr=out, start_new_session=True)
 """
 
+ATTACHED = """
+import os, sys
+from mindmodel.parallel.heartbeat import attach_to_launcher
+attach_to_launcher()  # as training does: a process that ends while msrun lives leaves no exit code
+rank = os.environ["MS_NODE_ID"]
+"""
+
 
 @pytest.fixture
 def launch(tmp_path):
@@ -43,7 +50,7 @@ def launch(tmp_path):
     start = f"import sys; sys.executable = {str(programs / 'python')!r}; from mindmodel.cli.main import main"
 
     def run(worker: str, *arguments: str) -> subprocess.CompletedProcess:
-        (tmp_path / "worker.py").write_text(f"import os, sys\nrank = os.environ['MS_NODE_ID']\n{worker}")
+        (tmp_path / "worker.py").write_text(f"{ATTACHED}{worker}")
         (programs / "msrun").write_text(f"WORKER = {str(tmp_path / 'worker.py')!r}\n{MSRUN}")
         if not (programs / "python").exists():
             (programs / "python").symlink_to(sys.executable)
