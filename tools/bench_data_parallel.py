@@ -24,7 +24,6 @@ from typing import Optional, Sequence
 from bench.rivals import environment, machine, table, write_json
 from bench.sizes import SIZES, recipe_of
 
-from mindmodel.files import read_json
 from mindmodel.machine import usable_cores
 from mindmodel.parallel.launch import plan_launch
 from mindmodel.parallel.nodes import Nodes
@@ -87,7 +86,7 @@ def sum_s(recipe: Recipe, ranks: int, folder: Path) -> float:
     words[end:] = [str(WORKER), str(source), str(NUM_SUMS), str(result)]
     words = [word.replace("--join=False", "--join=True") for word in words]
     subprocess.run(words, env={**environment(), **launch.environment}, check=True, capture_output=True, cwd=folder)
-    return statistics.median(read_json(result, ValueError))
+    return statistics.median(json.loads(result.read_text()))
 
 
 def measure(size: str, args: argparse.Namespace, folder: Path) -> tuple[Row, float]:
