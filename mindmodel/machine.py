@@ -129,3 +129,17 @@ def package_folder(name: str) -> Optional[Path]:
 def cache_folder() -> Path:
     """$MINDMODEL_CACHE, else ~/.cache/mindmodel. Not created."""
     return Path(os.environ.get("MINDMODEL_CACHE") or Path.home() / ".cache" / "mindmodel")
+
+
+def runs_on_ascend(asked: str) -> bool:
+    """Whether a recipe's runtime.device means Ascend on this machine."""
+    return asked == "ascend" or asked == "auto" and ascend_devices() > 0
+
+
+def living_parent(pid: int) -> Optional[int]:
+    """The parent of a process, from /proc; None for one that has ended."""
+    try:
+        state, parent = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[:2]
+    except OSError:
+        return None
+    return None if state in (b"Z", b"X") else int(parent)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 
 import pytest
 
@@ -116,3 +117,22 @@ def test_the_compiler_of_the_environment_comes_first(monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", "")
     monkeypatch.setenv("PATH", str(tmp_path))
     assert machine.cpp_compiler() is None
+
+
+@pytest.mark.parametrize(
+    "asked, devices, ascend",
+    [("auto", 0, False), ("auto", 8, True), ("cpu", 8, False), ("ascend", 0, True), ("ascend", 8, True)],
+)
+def test_a_recipes_device_means_ascend_where_it_is_asked_for_or_there(monkeypatch, asked, devices, ascend):
+    monkeypatch.setattr(machine, "ascend_devices", lambda: devices)
+    assert machine.runs_on_ascend(asked) is ascend
+
+
+def test_the_parent_of_a_process_is_known_while_it_lives():
+    child = subprocess.Popen(["sleep", "60"])
+    assert machine.living_parent(child.pid) == os.getpid()
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it has ended and is not waited for
+    assert machine.living_parent(child.pid) is None
+    child.wait()
+    assert machine.living_parent(child.pid) is None

@@ -82,8 +82,7 @@ def sum_s(recipe: Recipe, ranks: int, folder: Path) -> float:
     result, source = folder / "sums.json", folder / "recipe.json"
     source.write_text(json.dumps(recipe_to_dict(recipe)))
     words = list(launch.command)
-    end = words.index("-m", words.index(launch.command[0]) + 1)
-    words[end:] = [str(WORKER), str(source), str(NUM_SUMS), str(result)]
+    words[words.index("-m"):] = [str(WORKER), str(source), str(NUM_SUMS), str(result)]
     words = [word.replace("--join=False", "--join=True") for word in words]
     subprocess.run(words, env={**environment(), **launch.environment}, check=True, capture_output=True, cwd=folder)
     return statistics.median(json.loads(result.read_text()))

@@ -29,7 +29,7 @@ from mindmodel.recipe.load import load_with_changes
 from mindmodel.recipe.schema import Recipe
 from mindmodel.supervise.workers import INTERRUPTED, Outcome, run_launch
 from mindmodel.terminal import Terminal
-from mindmodel.train.run import find_position, is_finished, open_run, owned
+from mindmodel.train.run import Position, find_position, is_finished, open_run, owned
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,7 +71,8 @@ def run(args: argparse.Namespace) -> int:
         return check(launch.recipe, launch.nodes, terminal, timeout_s, ids)
     refuse_cut_weights(launch.recipe)
     folder = RunFolder(Path(launch.recipe.output))
-    if is_finished(launch.recipe, folder, find_position(launch.recipe, folder, terminal), terminal):
+    position = find_position(launch.recipe, folder, terminal)
+    if is_finished(launch.recipe, folder, position, terminal):
         return 0
     for change in changes if launch.nodes.rank else ():  # rank 0 says so elsewhere
         terminal.say(f"changed for this machine: {change}")
@@ -82,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
             terminal,
             timeout_s=timeout_s,
             hang_limit_s=args.hang_limit,
-            prepare=lambda: _prepare(launch.recipe, folder, terminal),
+            prepare=lambda: _prepare(launch.recipe, folder, position, terminal),
         )
         return _report(outcome)
     except KeyboardInterrupt:
@@ -90,10 +91,10 @@ def run(args: argparse.Namespace) -> int:
         return INTERRUPTED
 
 
-def _prepare(recipe: Recipe, folder: RunFolder, terminal: Terminal) -> None:
+def _prepare(recipe: Recipe, folder: RunFolder, position: Position, terminal: Terminal) -> None:
     """Make the data and refuse what cannot be, before a process is started."""
     with owned(folder):
-        open_run(recipe, folder, find_position(recipe, folder, terminal), terminal)
+        open_run(recipe, folder, position, terminal)
 
 
 def _train_arguments(args: argparse.Namespace) -> list[str]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
+from mindmodel.machine import living_parent
 from mindmodel.parallel.environment import place
 
 HEARTBEATS = "MINDMODEL_HEARTBEATS"
@@ -117,18 +118,9 @@ def _end_with(launcher: int) -> None:
     them. So wait until msrun is gone, which takes it a moment.
     """
     while (parent := os.getppid()) != launcher:
-        if _parent_of(parent) != launcher and os.getppid() == parent:
+        if living_parent(parent) != launcher and os.getppid() == parent:
             os.killpg(0, signal.SIGKILL)
         time.sleep(0.01)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
     if os.getppid() != launcher:
         os.killpg(0, signal.SIGKILL)
-
-
-def _parent_of(pid: int) -> Optional[int]:
-    """From /proc; None when the process is gone."""
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    return int(status.rpartition(")")[2].split()[1])

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Mapping, Optional, Sequence
 
+from mindmodel import machine
 from mindmodel.errors import LaunchError, LayoutError
-from mindmodel.machine import ascend_devices
 from mindmodel.parallel.environment import WORKERS_HERE
 from mindmodel.parallel.heartbeat import HEARTBEATS, heartbeat_file
 from mindmodel.parallel.nodes import Nodes
@@ -99,7 +99,7 @@ def plan_launch(
             taken, or msrun is missing.
         LayoutError: if the degrees do not fit the workers, or this kind of device.
     """
-    ascend = _on_ascend(recipe)
+    ascend = machine.runs_on_ascend(recipe.runtime.device)
     if not ascend:
         refuse_cut_weights(recipe)
     devices = _devices(device_ids, ascend)
@@ -160,7 +160,7 @@ def refuse_cut_weights(recipe: Recipe) -> None:
     Raises:
         LayoutError: if the layout cuts more.
     """
-    parallel, on_cpu = recipe.parallel, not _on_ascend(recipe)
+    parallel, on_cpu = recipe.parallel, not machine.runs_on_ascend(recipe.runtime.device)
     cut = [f"{axis}={getattr(parallel, axis)}" for axis in ("tp", "pp", "cp") if getattr(parallel, axis) != 1]
     cut = [name for name in cut if on_cpu or not name.startswith("cp")]
     if parallel.shard_optimizer != "none":
@@ -171,10 +171,6 @@ def refuse_cut_weights(recipe: Recipe) -> None:
             f"recipe '{recipe.name}', parallel: {', '.join(cut)} cannot train here: {why}. Use dp alone; `--single` "
             "for one device; `mindmodel dryrun --prove` compiles and proves the layout without a chip."
         )
-
-
-def _on_ascend(recipe: Recipe) -> bool:
-    return recipe.runtime.device == "ascend" or recipe.runtime.device == "auto" and ascend_devices() > 0
 
 
 def _devices_a_node(recipe: Recipe, devices: Optional[tuple[int, ...]]) -> int:
@@ -219,7 +215,7 @@ def _check_devices(devices: Optional[tuple[int, ...]], here: int, ascend: bool) 
             f"devices {names}: {len(devices)} for {here} workers of this node. Use --device-ids with {here} devices, "
             f"or parallel.dp=auto for the {len(devices)}."
         )
-    present = ascend_devices() if ascend else 0
+    present = machine.ascend_devices() if ascend else 0
     if devices is None and 0 < present < here:
         raise LaunchError(
             f"{here} workers on this node, which has {present} Ascend devices. Use more --nodes, a smaller "

@@ -14,7 +14,7 @@ from mindspore import Tensor, nn, ops
 
 from mindmodel.errors import LayoutError, TrainingError, first_line
 from mindmodel.layers.native import library
-from mindmodel.machine import ascend_devices
+from mindmodel.machine import ascend_devices, runs_on_ascend
 from mindmodel.parallel.environment import num_threads, place
 from mindmodel.parallel.graph_cache import GraphCache, graph_key
 from mindmodel.parallel.ranks import Ranks
@@ -133,13 +133,12 @@ def _use_native_kernels(asked: str, threads: int, terminal: Terminal) -> bool:
 
 def _set_device(asked: str) -> str:
     """`auto` is the Ascend device where there is one."""
-    has_ascend = ascend_devices() > 0
-    if asked == "ascend" and not has_ascend:
+    if asked == "ascend" and not ascend_devices():
         raise LayoutError(
             "runtime.device: 'ascend' is asked for and this machine has no Ascend device (/dev/davinci*). "
             "Use cpu or auto."
         )
-    device = "Ascend" if has_ascend and asked != "cpu" else "CPU"
+    device = "Ascend" if runs_on_ascend(asked) else "CPU"
     ms.set_device(device)
     return device
 
@@ -155,22 +154,30 @@ class Product(nn.Cell):
         return self.matmul(x, x)
 
 
-def matmul_flops(runtime: Runtime, seconds: float) -> float:
-    """FLOP/s of the fastest of as many matmuls of square matrices as fit into some seconds, on this rank alone.
+class MatmulProbe:
+    """A matmul of square matrices, compiled once, to see how fast this rank alone is.
 
     On CPU float32, 1024 x 1024 x 1024; on Ascend bfloat16, 4096 x 4096 x 4096.
     """
-    on_ascend = runtime.device == "Ascend"
-    size, dtype = (4096, ms.bfloat16) if on_ascend else (CPU_MATMUL_SIZE, ms.float32)
-    product, square = Product(), Tensor(np.ones((size, size), np.float32), dtype)
-    with runtime.cache.compiling():
-        product(square).asnumpy()
-    best_s = float("inf")
-    end = time.perf_counter() + seconds
-    while (start := time.perf_counter()) < end:
-        product(square).asnumpy()
-        best_s = min(best_s, time.perf_counter() - start)
-    return 2 * size**3 / best_s
+
+    def __init__(self, runtime: Runtime) -> None:
+        on_ascend = runtime.device == "Ascend"
+        self.size, dtype = (4096, ms.bfloat16) if on_ascend else (CPU_MATMUL_SIZE, ms.float32)
+        self._product, self._square = Product(), Tensor(np.ones((self.size, self.size), np.float32), dtype)
+        with runtime.cache.compiling():
+            self._multiply()
+
+    def _multiply(self) -> None:
+        self._product(self._square).asnumpy()
+
+    def flops(self, seconds: float) -> float:
+        """FLOP/s of the fastest of as many as fit into some seconds."""
+        best_s = float("inf")
+        end = time.perf_counter() + seconds
+        while (start := time.perf_counter()) < end:
+            self._multiply()
+            best_s = min(best_s, time.perf_counter() - start)
+        return 2 * self.size**3 / best_s
 
 
 def peak_flops(runtime: Runtime) -> tuple[float, str]:
@@ -182,4 +189,4 @@ def peak_flops(runtime: Runtime) -> tuple[float, str]:
         return ASCEND_PEAK_FLOPS, "Ascend 910B3, bfloat16 matrix unit"
     size = "x".join([str(CPU_MATMUL_SIZE)] * 3)
     name = f"measured: float32 MatMul {size} on {runtime.threads} CPU threads"
-    return matmul_flops(runtime, PEAK_MEASURING_S), name
+    return MatmulProbe(runtime).flops(PEAK_MEASURING_S), name

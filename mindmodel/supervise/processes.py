@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Iterable, Mapping, Optional, Sequence
 
+from mindmodel.machine import living_parent
+
 PR_SET_CHILD_SUBREAPER = 36
 GUARD = Path(__file__).with_name("guard.py")
 END_LIMIT_S = 3.0
@@ -86,7 +88,7 @@ class Processes:
         """Ids of the living processes that this one, or another, is the parent of; not the guard's."""
         parent = os.getpid() if of is None else of
         pids = (int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit())
-        return sorted(pid for pid in pids if pid != self._guard.pid and _living_parent(pid) == parent)
+        return sorted(pid for pid in pids if pid != self._guard.pid and living_parent(pid) == parent)
 
     def send(self, pids: Iterable[int], number: signal.Signals) -> None:
         """Send a signal to those of our children that live; a child keeps its id until we have reaped it."""
@@ -118,15 +120,6 @@ class Processes:
 def _inherit_orphans(wanted: bool) -> None:
     if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0):
         raise OSError(ctypes.get_errno(), "this kernel does not let a process inherit orphans")
-
-
-def _living_parent(pid: int) -> Optional[int]:
-    """The parent of a process, from /proc; None for one that has ended."""
-    try:
-        state, parent = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[:2]
-    except OSError:
-        return None
-    return None if state in (b"Z", b"X") else int(parent)
 
 
 def environment_of(pid: int) -> dict[str, str]:

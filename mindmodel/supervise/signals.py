@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from typing import Any, Optional
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+from mindmodel.train.stopping import SIGNALS
 
 
 class Interrupts:

@@ -20,9 +20,10 @@ from mindmodel.supervise.link import Prepare, link_of
 from mindmodel.supervise.peers import Peers, node_failure
 from mindmodel.supervise.processes import Exit, Processes
 from mindmodel.supervise.screen import Screen
-from mindmodel.supervise.signals import SIGNALS, Interrupts, signal_to_pass_on
+from mindmodel.supervise.signals import Interrupts, signal_to_pass_on
 from mindmodel.supervise.start import Rank, own_logs, start_workers
 from mindmodel.terminal import Terminal
+from mindmodel.train.stopping import SIGNALS
 
 POLL_S = 0.1
 SETTLE_S = 3.0

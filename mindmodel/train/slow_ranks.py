@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from contextlib import contextmanager
-from typing import Callable, Iterator
+from typing import Callable, Iterator, Optional
 
 import numpy as np
 
+from mindmodel.parallel.heartbeat import host_name
 from mindmodel.parallel.ranks import WIDTH
-from mindmodel.parallel.runtime import Runtime, matmul_flops
+from mindmodel.parallel.runtime import MatmulProbe, Runtime
 
 EVERY_S = 60.0
 PROBE_S = 0.05
@@ -25,6 +25,7 @@ class SlowRanks:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime, self._ranks = runtime, runtime.ranks
+        self._probe: Optional[MatmulProbe] = None
         self._last, self._reading_s, self._num_batches = time.monotonic(), 0.0, 0
 
     @contextmanager
@@ -41,14 +42,15 @@ class SlowRanks:
 
     def found(self) -> list[str]:
         """A line for every rank that is slow. All ranks must ask."""
-        flops = matmul_flops(self._runtime, PROBE_S)
+        self._probe = self._probe or MatmulProbe(self._runtime)
+        flops = self._probe.flops(PROBE_S)
         reading_s = self._reading_s / max(self._num_batches, 1)
         self._last, self._reading_s, self._num_batches = time.monotonic(), 0.0, 0
         return slow(self._ranks.gather(flops, reading_s), self._hosts)
 
     def _hosts(self) -> list[str]:
         """The host of every rank; names travel as the bits of numbers."""
-        name = socket.gethostname().encode()[: 8 * WIDTH].ljust(8 * WIDTH, b"\0")
+        name = host_name().encode()[: 8 * WIDTH].ljust(8 * WIDTH, b"\0")
         rows = self._ranks.gather(*np.frombuffer(name, np.float64))
         return [row.tobytes().rstrip(b"\0").decode(errors="replace") for row in rows]
 

@@ -158,7 +158,7 @@ def test_other_devices_than_workers_are_refused(ids, count):
 
 
 def test_fewer_devices_in_the_machine_than_workers_are_refused(monkeypatch):
-    monkeypatch.setattr(launch, "ascend_devices", lambda: 4)
+    monkeypatch.setattr(launch.machine, "ascend_devices", lambda: 4)
     with pytest.raises(LaunchError, match="8 workers on this node, which has 4 Ascend devices"):
         plan_launch(recipe("auto", dp=8), ONE_NODE, [])
 

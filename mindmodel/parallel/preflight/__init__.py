@@ -12,10 +12,10 @@ import time
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from socket import gethostname
 from typing import Any, Iterator, Mapping, Optional, Sequence
 
 from mindmodel.errors import LaunchError
+from mindmodel.parallel.heartbeat import host_name
 from mindmodel.parallel.mesh import mesh_of
 from mindmodel.parallel.nodes import Nodes
 from mindmodel.parallel.preflight.facts import gather, nearest_folder
@@ -61,7 +61,7 @@ def check(
     ids = range(mesh_of(recipe.parallel).num_devices // nodes.count) if device_ids is None else device_ids
     place = nearest_folder(Path(recipe.output).absolute().parent)
     facts = {**gather(recipe, ids), "run folder": _writable(place), "port": _port(nodes), "clock": Fact(text=NO_LAG)}
-    own = Report(host=gethostname(), facts=facts, recipe=_flat(recipe))
+    own = Report(host=host_name(), facts=facts, recipe=_flat(recipe))
     if nodes.count == 1:
         verdict = _verdict({0: own})
     elif nodes.rank == 0:

@@ -68,8 +68,7 @@ def gather(recipe: Recipe, device_ids: Sequence[int]) -> dict[str, Fact]:
 
 def device_of(recipe: Recipe) -> str:
     """What the recipe's processes would run on here: Ascend or CPU."""
-    asked = recipe.runtime.device
-    return "Ascend" if asked == "ascend" or asked == "auto" and machine.ascend_devices() else "CPU"
+    return "Ascend" if machine.runs_on_ascend(recipe.runtime.device) else "CPU"
 
 
 def digest(lines: Iterable[str]) -> str:
