@@ -13,7 +13,7 @@ from mindmodel.parallel.ranks import WIDTH
 from mindmodel.parallel.runtime import MatmulProbe, Runtime
 
 EVERY_S = 60.0
-PROBE_S = 0.05
+PROBE_S = 0.25
 SLOW = 1.5
 """Times the median."""
 NOTICED_S = 0.02
