@@ -64,11 +64,11 @@ class SwiGLUAscend(nn.Cell):
     def __init__(self, num_blocks: int):
         super().__init__()
         self.num_blocks = num_blocks
-        self.swiglu = Swiglu()
+        self.swiglu, self.flat = Swiglu(), ops.Reshape()
 
     def construct(self, x):
         pairs = x.reshape((x.shape[0], self.num_blocks, 2, -1))
-        return self.swiglu(pairs, 2).reshape((x.shape[0], -1))
+        return self.flat(self.swiglu(pairs, 2), (x.shape[0], -1))
 
 
 class CausalAttentionAscend(nn.Cell):
@@ -115,6 +115,29 @@ class CausalAttentionAscend(nn.Cell):
         return attended.reshape((-1, self.num_heads * size))
 
 
+class LogitsAscend(nn.Cell):
+    """The rows of numbers that the loss needs of the logits.
+
+    Inputs: hidden [T, D], weight float32 [V, D], labels int32 [T].
+    Outputs: log of the softmax denominator, logit of the label (0 where that is none); both float32 [T, 1].
+    """
+
+    def __init__(self, vocab_size: int):
+        super().__init__()
+        self.vocab_size = vocab_size
+        self.on, self.off = Tensor(1.0, mstype.float32), Tensor(0.0, mstype.float32)
+        self.linear = LinearAscend()
+        self.largest = ops.ReduceMax(keep_dims=True)
+        self.one_hot = ops.OneHot()
+
+    def construct(self, hidden, weight, labels):
+        logits = ops.cast(self.linear(hidden, weight), mstype.float32)
+        largest = ops.stop_gradient(self.largest(logits, (1,)))
+        log_sum = ops.log(mint.sum(ops.exp(logits - largest), 1, True)) + largest
+        picked = mint.sum(logits * self.one_hot(labels, self.vocab_size, self.on, self.off), 1, True)
+        return log_sum, picked
+
+
 class HeadLossAscend(nn.Cell):
     """Output layer, and loss in float32, summed over the rows whose label is not negative.
 
@@ -124,28 +147,17 @@ class HeadLossAscend(nn.Cell):
 
     def __init__(self, vocab_size: int, z_loss: float, gradient: bool):
         super().__init__()
-        self.vocab_size, self.z_loss = vocab_size, z_loss
-        self.on, self.off = Tensor(1.0, mstype.float32), Tensor(0.0, mstype.float32)
-        self.linear = LinearAscend()
-        self.largest = ops.ReduceMax(keep_dims=True)
-        self.shift, self.exp, self.log = ops.Sub(), ops.Exp(), ops.Log()
-        self.denominator, self.picked, self.total = SumExt(), SumExt(), SumExt()
-        self.one_hot, self.pick = ops.OneHot(), ops.Mul()
-        self.counts, self.row_loss, self.keep = ops.GreaterEqual(), ops.Sub(), ops.Mul()
-        self.log_denominator, self.square = ops.Add(), ops.Mul()
-        self.keep_square, self.total_square = ops.Mul(), SumExt()
+        self.z_loss = z_loss
+        self.logits = LogitsAscend(vocab_size)
+        self.counts, self.row_loss, self.keep, self.total = ops.GreaterEqual(), ops.Sub(), ops.Mul(), SumExt()
+        self.square, self.keep_square, self.total_square = ops.Mul(), ops.Mul(), SumExt()
 
     def construct(self, hidden, weight, labels):
-        logits = ops.cast(self.linear(hidden, weight), mstype.float32)
-        largest = ops.stop_gradient(self.largest(logits, (1,)))
-        shifted = self.shift(logits, largest)
-        log_sum = self.log(self.denominator(self.exp(shifted), 1, True))
-        picked = self.picked(self.pick(shifted, self.one_hot(labels, self.vocab_size, self.on, self.off)), 1, True)
+        log_sum, picked = self.logits(hidden, weight, labels)
         keep = ops.cast(self.counts(labels.reshape((-1, 1)), 0), mstype.float32)
         entropy = self.total(self.keep(self.row_loss(log_sum, picked), keep), (0, 1), False)
         if self.z_loss == 0.0:
             return entropy, entropy
-        log_sum = self.log_denominator(log_sum, largest)
         square = self.keep_square(self.square(log_sum, log_sum), keep)
         return entropy + self.z_loss * self.total_square(square, (0, 1), False), entropy
 

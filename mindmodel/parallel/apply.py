@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from typing import Iterator
 
-from mindspore import Parameter, nn
-from mindspore.ops import Primitive
+from mindspore import Layout, Parameter, nn
+from mindspore.ops import Morph, Primitive, Reshape
 from mindspore.parallel.auto_parallel import AutoParallel
 from mindspore.parallel.nn import GradAccumulation, Pipeline
 
+from mindmodel.models.decoder import DTYPES
 from mindmodel.parallel.local import AccumulatingStep, GlobalTotals, OnlyLoss, RankStep
-from mindmodel.parallel.mesh import Mesh, mesh_of, stage_of
+from mindmodel.parallel.local_layers import LAYERS, Here, LocalLayer
+from mindmodel.parallel.mesh import Mesh, mesh_of, names, stage_of
 from mindmodel.parallel.plan import Cuts, LayoutRule, Plan, match, match_all, sharded_axes
-from mindmodel.recipe.schema import ParallelSection, TrainSection
+from mindmodel.recipe.schema import AXES, ParallelSection, TrainSection
 from mindmodel.train.optim import AdamW
 
 OPTIMIZER_LEVELS = {"states": "level1", "gradients": "level2", "parameters": "level3"}
@@ -27,6 +29,18 @@ def operators(network: nn.Cell) -> Iterator[tuple[str, Primitive]]:
                 yield f"{path}.{name}".lstrip("."), primitive
 
 
+def put_local_layers(network: nn.Cell, plan: Plan, here: Here) -> None:
+    """Put layers of this rank in place of the model's, before its operators are cut.
+
+    Raises:
+        LayoutError: if a rule names nothing.
+    """
+    cells = dict(network.cells_and_names())
+    for path, rule in match(cells, plan.local, "layer"):
+        parent, _, name = path.rpartition(".")
+        setattr(cells[parent], name, LAYERS[rule.layer](cells[path], here))
+
+
 def apply_plan(network: nn.Cell, plan: Plan, mesh: Mesh) -> None:
     """Cut the operators of a network that stands on one device, and say what is computed again and where.
 
@@ -36,20 +50,32 @@ def apply_plan(network: nn.Cell, plan: Plan, mesh: Mesh) -> None:
     Raises:
         LayoutError: if an operator has no rule or two, or a rule names nothing.
     """
-    found = dict(operators(network))
-    for path, rule in match_all(found, plan.layouts, "operator").items():
+    cells, found = dict(network.cells_and_names()), dict(operators(network))
+    cut = [path for path in found if _is_cut(found[path], cells[path.rpartition(".")[0]])]
+    for path, rule in match_all(cut, plan.layouts, "operator").items():
         _shard(found[path], rule, mesh)
-    cells = dict(network.cells_and_names())
     for path, stage in match(cells, plan.stages, "layer"):
         cells[path].pipeline_stage = stage.stage
         cells[path].pipeline_segment = stage.chunk
-    for path, recompute in match(cells, plan.recompute, "layer"):
-        cells[path].recompute()
+    again = {**cells, **found}
+    for path, _ in match(again, plan.recompute, "layer"):
+        again[path].recompute()
     for path, copied in match(cells, plan.copies, "layer"):
         cells[path].kv_copies = copied.copies
 
 
+def _is_cut(operator: Primitive, cell: nn.Cell) -> bool:
+    """Not what sees slices already, nor what follows by itself."""
+    if isinstance(cell, LocalLayer):
+        return isinstance(operator, Morph)
+    return not isinstance(operator, Reshape)
+
+
 def _shard(operator: Primitive, rule: LayoutRule, mesh: Mesh) -> None:
+    if isinstance(operator, Morph):
+        operator.add_prim_attr("self_define_shard", True)
+        operator.shard(*(tuple(_layout(cuts, mesh) for cuts in side) for side in (rule.inputs, rule.outputs or ())))
+        return
     inputs = tuple(_pieces(cuts, mesh) for cuts in rule.inputs)
     outputs = None if rule.outputs is None else tuple(_pieces(cuts, mesh) for cuts in rule.outputs)
     operator.shard(inputs, outputs)
@@ -57,6 +83,14 @@ def _shard(operator: Primitive, rule: LayoutRule, mesh: Mesh) -> None:
 
 def _pieces(cuts: Cuts, mesh: Mesh) -> tuple[int, ...]:
     return tuple(cut if isinstance(cut, int) else mesh.degree(cut) for cut in cuts)
+
+
+def _layout(cuts: Cuts, mesh: Mesh) -> Layout:
+    """As MindSpore wants it for a function of slices."""
+    used = AXES[1:]
+    aliases = [names(cut) for cut in cuts if not isinstance(cut, int)]
+    grid = Layout(tuple(getattr(mesh, name) for name in used), used)
+    return grid(*("None" if not alias else alias[0] if len(alias) == 1 else alias for alias in aliases))
 
 
 def laid_out_step(
@@ -71,6 +105,7 @@ def laid_out_step(
         LayoutError: as apply_plan.
     """
     mesh, sharded = mesh_of(parallel), parallel.shard_optimizer != "none"
+    put_local_layers(network, plan, Here(mesh=mesh, rank=rank, parallel=parallel, dtype=DTYPES[train.compute_dtype]))
     apply_plan(network, plan, mesh)
     shares = tuple(_share(parameter, plan, mesh, rank, sharded) for parameter in optimizer.parameters)
     totals = GlobalTotals(shares, mesh.stage_size)

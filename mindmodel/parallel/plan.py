@@ -21,7 +21,7 @@ Cuts = tuple[Union[Axis, int], ...]
 
 @dataclass(frozen=True, kw_only=True)
 class LayoutRule:
-    """Over which axes an operator's operands are cut, one entry each; and its result, where that is not implied."""
+    """Over which axes an operator's operands are cut, one entry each; and its results, where that is not implied."""
 
     path: str
     inputs: tuple[Cuts, ...]
@@ -53,6 +53,14 @@ class RecomputeRule:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LocalRule:
+    """A Cell in whose place one of mindmodel/parallel/local_layers.py computes, and which."""
+
+    path: str
+    layer: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class CopyRule:
     """A Cell of attention that copies every KV head, so that each rank of tp has one."""
 
@@ -69,6 +77,7 @@ class Plan:
     stages: tuple[StageRule, ...] = ()
     recompute: tuple[RecomputeRule, ...] = ()
     copies: tuple[CopyRule, ...] = ()
+    local: tuple[LocalRule, ...] = ()
 
     def axes_of(self, parameter: str) -> Axes:
         """Over which axes a parameter is cut.
@@ -89,7 +98,7 @@ class Plan:
         return 0
 
 
-Rule = TypeVar("Rule", LayoutRule, ParameterRule, StageRule, RecomputeRule, CopyRule)
+Rule = TypeVar("Rule", LayoutRule, ParameterRule, StageRule, RecomputeRule, CopyRule, LocalRule)
 
 
 def matches(pattern: str, path: str) -> bool:

@@ -172,11 +172,16 @@ def devices_make_whole_nodes(recipe: Recipe) -> Iterator[Fault]:
         yield Fault("parallel.dp", text)
 
 
-def gradients_are_reduced_in_float32(recipe: Recipe) -> Iterator[Fault]:
-    if recipe.parallel.reduce_dtype == "compute" and recipe.train.compute_dtype != "float32":
-        dtype = recipe.train.compute_dtype
-        text = f"'compute' would sum gradients in {dtype}, which the training step cannot do. Use float32."
-        yield Fault("parallel.reduce_dtype", text)
+def reduced_dtype_has_own_gathers(recipe: Recipe) -> Iterator[Fault]:
+    parallel = recipe.parallel
+    if parallel.reduce_dtype == "float32":
+        return
+    text = "'compute' {}. Use float32, or {}."
+    if parallel.shard_optimizer != "states":
+        yield Fault("parallel.reduce_dtype", text.format("goes with sharded states only", "parallel.shard_optimizer=states"))
+    elif parallel.micro_batches != 1 or parallel.pp != 1:
+        why = "sums gradients as they are made, and micro-batches add theirs up in float32"
+        yield Fault("parallel.reduce_dtype", text.format(why, "one stage and parallel.micro_batches=1"))
 
 
 LAYOUT_RULES = (
@@ -192,5 +197,5 @@ LAYOUT_RULES = (
     sharded_optimizer_has_ranks,
     tied_stages_keep_parameters_whole,
     devices_make_whole_nodes,
-    gradients_are_reduced_in_float32,
+    reduced_dtype_has_own_gathers,
 )

@@ -6,13 +6,24 @@ Paths begin at DecoderLoss: `decoder` and `loss`.
 from __future__ import annotations
 
 from mindmodel.parallel.mesh import Axes, Axis, balanced_stages, mesh_of
-from mindmodel.parallel.plan import CopyRule, Cuts, LayoutRule, ParameterRule, Plan, RecomputeRule, StageRule
+from mindmodel.parallel.plan import CopyRule, Cuts, LayoutRule, LocalRule, ParameterRule, Plan, RecomputeRule, StageRule
 from mindmodel.recipe.schema import ModelSection, ParallelSection
 
 TOKENS: Axis = ("dp", "cp")
 """Of the dim [B S] of flattened activations: with cp, a rank and micro-batch has one sequence."""
 
 TP: Axis = "tp"
+COLUMNS = ("decoder.layers.*.attention.qkv.linear", "decoder.layers.*.mlp.gate_up.linear")
+ROWS = ("decoder.layers.*.attention.out.linear", "decoder.layers.*.mlp.down.linear")
+EMBEDDING, HEAD = "decoder.embedding.embedding", "loss.head_loss.logits"
+ELEMENTWISE = (
+    ".attention_norm.residual_norm.rms_norm",
+    ".mlp_norm.residual_norm.rms_norm",
+    ".mlp.swiglu.swiglu",
+    ".mlp.swiglu.flat",
+)
+"""Of a layer, what is cheap to compute again."""
+
 LAYER, ATTENTION = "decoder.layers.*", "decoder.layers.*.attention.causal_attention"
 
 
@@ -24,13 +35,19 @@ def decoder_plan(model: ModelSection, parallel: ParallelSection) -> Plan:
         parallel: the layout, all degrees numbers.
     """
     residual: Axis = ("dp", "cp", "tp") if parallel.sequence_parallel else TOKENS
-    layouts = (*_embedding(residual), *_blocks(model, parallel, residual), *_head_and_loss(residual))
+    layouts = (
+        *_gathered_weights(parallel),
+        *_embedding(parallel, residual),
+        *_blocks(model, parallel, residual),
+        *_head_and_loss(parallel, residual),
+    )
     return Plan(
         layouts=layouts,
         parameters=_parameters(model),
         stages=_stages(model, parallel),
         recompute=_recompute(model, parallel),
         copies=_copies(model, parallel),
+        local=_local(parallel),
     )
 
 
@@ -61,13 +78,45 @@ def _columns(path: str) -> LayoutRule:
     return _rule(path, (TOKENS, None), (TP, None))
 
 
+def _gathered(path: str, residual: Axis) -> LayoutRule:
+    """Tokens, gathered over tp."""
+    return _rule(path, (residual, None), out=(TOKENS, None))
+
+
 def _rows(path: str, residual: Axis) -> LayoutRule:
     """A product whose inputs are cut, so that its result is a sum over tp: whole, or cut by tokens."""
     return _rule(path, (TOKENS, TP), (None, TP), out=(residual, None))
 
 
-def _embedding(residual: Axis) -> tuple[LayoutRule, ...]:
-    return (_rule("decoder.embedding.embedding.gather", (TP, None), (TOKENS,), out=(residual, None)),)
+def _local(parallel: ParallelSection) -> tuple[LocalRule, ...]:
+    """Collectives of our own: where the compiler's are in float32, or cannot be done again in the backward pass."""
+    found = [LocalRule(path=HEAD, layer="logits")]
+    if _own_embedding(parallel):
+        found.append(LocalRule(path=EMBEDDING, layer="embedding"))
+    if parallel.sequence_parallel:
+        found += [LocalRule(path=path, layer="linear of tokens") for path in COLUMNS]
+    if parallel.reduce_dtype == "compute":
+        paths = ROWS if parallel.sequence_parallel else COLUMNS + ROWS
+        found += [LocalRule(path=path, layer="linear") for path in paths]
+    return tuple(found)
+
+
+def _own_embedding(parallel: ParallelSection) -> bool:
+    return mesh_of(parallel).tp > 1 or parallel.reduce_dtype == "compute"
+
+
+def _gathered_weights(parallel: ParallelSection) -> tuple[LayoutRule, ...]:
+    """Weights that are gathered over the ranks that hold copies, by our own collectives."""
+    if parallel.reduce_dtype != "compute":
+        return ()
+    columns = [_rule(f"{path}.weight.whole", ((TP, "dp", "cp"), None), out=(TP, None)) for path in (EMBEDDING, HEAD, *COLUMNS)]
+    return (*columns, *(_rule(f"{path}.weight.whole", (TOKENS, TP), out=(None, TP)) for path in ROWS))
+
+
+def _embedding(parallel: ParallelSection, residual: Axis) -> tuple[LayoutRule, ...]:
+    if _own_embedding(parallel):
+        return (_rule(f"{EMBEDDING}.rows", (TOKENS,), (TP, None), out=(residual, None)),)
+    return (_rule(f"{EMBEDDING}.gather", (TP, None), (TOKENS,), out=(residual, None)),)
 
 
 def _blocks(model: ModelSection, parallel: ParallelSection, residual: Axis) -> tuple[LayoutRule, ...]:
@@ -83,6 +132,7 @@ def _blocks(model: ModelSection, parallel: ParallelSection, residual: Axis) -> t
     )
     return (
         _norm(f"{LAYER}.attention_norm.residual_norm", residual),
+        *(_gathered(f"{path}.tokens.tokens", residual) for path in COLUMNS if parallel.sequence_parallel),
         _columns(f"{LAYER}.attention.qkv.linear.matmul"),
         _rule(f"{ATTENTION}.split", (*groups, None, None)),
         *(_rule(f"{ATTENTION}.{name}", (*groups, copies, None)) for name in ("k_repeat", "v_repeat")),
@@ -100,24 +150,18 @@ def _blocks(model: ModelSection, parallel: ParallelSection, residual: Axis) -> t
     )
 
 
-def _head_and_loss(residual: Axis) -> tuple[LayoutRule, ...]:
-    logits: Axes = (TOKENS, TP)
-    row: Axes = (TOKENS, None)  # one number a token
-    loss = "loss.head_loss"
+def _head_and_loss(parallel: ParallelSection, residual: Axis) -> tuple[LayoutRule, ...]:
+    row: Cuts = (TOKENS, None)  # one number a token
+    loss = HEAD.rpartition(".")[0]
+    kept = () if parallel.recompute != "none" else ((TOKENS, TP),)
+    inputs: tuple[Cuts, ...] = ((residual, None), (TP, None), (TOKENS,))
     return (
         _norm("decoder.norm.rms_norm", residual),
         _columns("decoder.head.linear.matmul"),
-        _columns(f"{loss}.linear.matmul"),
-        *(_rule(f"{loss}.{name}", logits) for name in ("largest", "exp", "denominator", "picked")),
-        _rule(f"{loss}.shift", logits, row),
-        _rule(f"{loss}.one_hot", logits, (), ()),
-        _rule(f"{loss}.pick", logits, logits),
-        *(_rule(f"{loss}.{name}", row) for name in ("log", "total", "total_square")),
+        LayoutRule(path=f"{HEAD}.rows", inputs=inputs, outputs=(row, row, *kept)),
+        *(_rule(f"{loss}.{name}", row) for name in ("total", "total_square")),
         _rule(f"{loss}.counts", row, ()),
-        *(
-            _rule(f"{loss}.{name}", row, row)
-            for name in ("row_loss", "keep", "log_denominator", "square", "keep_square")
-        ),
+        *(_rule(f"{loss}.{name}", row, row) for name in ("row_loss", "keep", "square", "keep_square")),
     )
 
 
@@ -166,12 +210,20 @@ def _head_in_layers(model: ModelSection) -> float:
 
 
 def _recompute(model: ModelSection, parallel: ParallelSection) -> tuple[RecomputeRule, ...]:
-    """full: whole blocks; selective: what is cheap to compute again. The first layers of a stage, where limited."""
+    """full: whole blocks; selective: norms and SwiGLU, no matrix products. The first layers of a stage, where limited.
+
+    Gathered tokens are never kept.
+    """
+    tokens = tuple(RecomputeRule(path=f"{path}.tokens.gather") for path in COLUMNS if parallel.sequence_parallel)
+    return (*tokens, *_recomputed_layers(model, parallel))
+
+
+def _recomputed_layers(model: ModelSection, parallel: ParallelSection) -> tuple[RecomputeRule, ...]:
     if parallel.recompute == "none":
         return ()
     places = layer_places(model, parallel)
     stages = [stage for stage, _ in places]
     limit = model.num_layers if parallel.recompute_layers is None else parallel.recompute_layers
     chosen = [index for index, stage in enumerate(stages) if stages[:index].count(stage) < limit]
-    within = {"full": ("",), "selective": (".attention.causal_attention", ".mlp.swiglu")}[parallel.recompute]
+    within = ("",) if parallel.recompute == "full" else ELEMENTWISE
     return tuple(RecomputeRule(path=f"decoder.layers.{index}{path}") for index in chosen for path in within)

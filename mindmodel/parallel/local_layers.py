@@ -1,0 +1,315 @@
+"""Layers as one rank computes them, with collectives of its own, where the compiler's partition takes more.
+
+Each stands in place of a Cell of the model, by a rule of a plan. What it computes over other ranks is an `ops.Morph`: a
+function of this rank's slices, expanded before differentiation. The gradient of a tensor of which several ranks hold
+the whole arrives in a Morph as this rank's part of a sum, and is handed on as one.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from dataclasses import dataclass, field
+from typing import Any, Callable
+
+from mindspore import Tensor
+from mindspore import dtype as mstype
+from mindspore import nn, ops
+from mindspore.communication import create_group
+
+from mindmodel.parallel.mesh import Axis, Mesh, names
+from mindmodel.recipe.schema import ParallelSection
+
+MOST_SLICES = 8
+"""Of the tokens whose logits are there in float32 at a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Here:
+    """A rank in its mesh, the dtype of its products, and the groups of ranks that it has made."""
+
+    mesh: Mesh
+    rank: int
+    parallel: ParallelSection
+    dtype: Any
+    groups: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def collective(self, kind: Callable[..., ops.Primitive], axis: Axis, *settings: Any) -> ops.Primitive:
+        """A collective of the ranks that differ from this one in these axes only."""
+        ranks = self.mesh.group(self.rank, axis)
+        name = f"{'-'.join(names(axis))}-{ranks[0]}"
+        if name not in self.groups:
+            create_group(name, list(ranks))
+            self.groups[name] = ranks
+        return kind(*settings, name).add_prim_attr("group_rank_ids", ranks)
+
+    def index(self, axis: str) -> int:
+        """Of this rank along an axis."""
+        return self.mesh.coordinates(self.rank)[axis]
+
+
+class LocalLayer(nn.Cell):
+    """A Cell whose operators see this rank's slices; only a Morph among them is cut by a plan."""
+
+
+def _same(first):
+    return first
+
+
+class LogitsOverTp(LocalLayer):
+    """The rows of numbers that the loss needs of the logits; these are in float32 in slices, one after the other.
+
+    With recompute the logits are not kept for the backward pass but multiplied again.
+
+    Args:
+        replaced: what computes the same on one device.
+
+    Inputs: hidden [T, D], weight float32 [V, D], labels int32 [T].
+    Outputs: log of the softmax denominator, logit of the label (0 where that is none); both float32 [T, 1].
+    """
+
+    def __init__(self, replaced: nn.Cell, here: Here):
+        super().__init__()
+        self.scatters, self.shared = here.parallel.sequence_parallel, here.mesh.tp > 1
+        self.again, self.weight = here.parallel.recompute != "none", weight_layer(here)
+        self.size = replaced.vocab_size // here.mesh.tp
+        self.first = here.index("tp") * self.size
+        self.product, self.times = ops.MatMul(transpose_b=True), ops.MatMul()
+        self.of_weight = ops.MatMul(transpose_a=True)
+        self.largest, self.total = ops.ReduceMax(keep_dims=True), ops.ReduceSum(keep_dims=True)
+        self.pick, self.one_hot, self.join = ops.GatherD(), ops.OneHot(), ops.Concat(0)
+        self.relu, self.least, self.equal = ops.ReLU(), ops.Minimum(), ops.Equal()
+        self.on, self.off = Tensor(1.0, mstype.float32), Tensor(0.0, mstype.float32)
+        if self.shared:
+            self.gather = here.collective(ops.AllGather, "tp")
+            self.scatter = here.collective(ops.ReduceScatter, "tp", "sum")
+            self.sum, self.max = (here.collective(ops.AllReduce, "tp", kind) for kind in ("sum", "max"))
+        shape, dtype = (self.shapes, self.dtypes) if self.again else (self.shapes_kept, self.dtypes_kept)
+        self.rows = ops.Morph(self.forward, shape, dtype, self.backward)
+
+    def shapes(self, hidden, weight, labels):
+        """Of the outputs."""
+        return (labels[0], 1), (labels[0], 1)
+
+    def shapes_kept(self, hidden, weight, labels):
+        """Of the outputs, and of the logits."""
+        return (labels[0], 1), (labels[0], 1), (labels[0], weight[0])
+
+    def dtypes(self, hidden, weight, labels):
+        """Of the outputs."""
+        return mstype.float32, mstype.float32
+
+    def dtypes_kept(self, hidden, weight, labels):
+        """Of the outputs, and of the logits."""
+        return mstype.float32, mstype.float32, hidden
+
+    def over_tp(self, x):
+        """A sum over the ranks of tp."""
+        return self.sum(x) if self.shared else x
+
+    def of_slice(self, logits, labels):
+        """Both numbers of the rows of a slice."""
+        x = ops.cast(logits, mstype.float32)
+        largest = self.largest(x, 1)
+        if self.shared:
+            largest = self.max(largest)
+        log_sum = ops.log(self.over_tp(self.total(ops.exp(x - largest), 1))) + largest
+        place = (labels - self.first).reshape((-1, 1))
+        inside = self.least(self.relu(place), self.size - 1)
+        picked = self.pick(x, 1, inside) * ops.cast(self.equal(place, inside), mstype.float32)
+        return log_sum, self.over_tp(picked)
+
+    def gradient_of_slice(self, logits, labels, log_sum, of_log_sum, of_picked):
+        """Of the logits of a slice, in their dtype."""
+        softmax = ops.exp(ops.cast(logits, mstype.float32) - log_sum)
+        hot = self.one_hot(labels - self.first, self.size, self.on, self.off)
+        return ops.cast(softmax * of_log_sum + hot * of_picked, logits.dtype)
+
+    def slices(self, num_tokens):
+        """How many there are."""
+        return math.gcd(num_tokens, MOST_SLICES)
+
+    def forward(self, hidden, weight, labels):
+        """This rank's rows."""
+        if self.scatters:
+            hidden = self.gather(hidden)
+        if not self.again:
+            logits = self.product(hidden, weight)
+        number = self.slices(hidden.shape[0])
+        size, log_sums, picks, before = hidden.shape[0] // number, (), (), labels
+        for begin in range(0, hidden.shape[0], size):  # each waits for the one before, else all are there at once
+            end = begin + size
+            if self.again:
+                part = self.product(ops.depend(hidden, before)[begin:end], weight)
+            else:
+                part = ops.depend(logits, before)[begin:end]
+            log_sum, picked = self.of_slice(part, labels[begin:end])
+            log_sums, picks, before = log_sums + (log_sum,), picks + (picked,), picked
+        if self.again:
+            return self.join(log_sums), self.join(picks)
+        return self.join(log_sums), self.join(picks), logits
+
+    def backward(self, hidden, weight, labels, outputs, gradients):
+        """Gradients of hidden and weight."""
+        of_log_sum, of_picked = self.over_tp(gradients[0]), self.over_tp(gradients[1])
+        hidden = ops.depend(hidden, gradients[0])
+        if self.scatters:
+            hidden = self.gather(hidden)
+        number = self.slices(hidden.shape[0])
+        size, parts, before = hidden.shape[0] // number, (), of_log_sum
+        for begin in range(0, hidden.shape[0], size):
+            end = begin + size
+            if self.again:
+                logits = self.product(ops.depend(hidden, before)[begin:end], weight)
+            else:
+                logits = ops.depend(outputs[2], before)[begin:end]
+            before = self.gradient_of_slice(
+                logits, ops.depend(labels, before)[begin:end], outputs[0][begin:end], of_log_sum[begin:end], of_picked[begin:end]
+            )
+            parts = parts + (before,)
+        gradient = self.join(parts)
+        of_hidden = self.times(gradient, weight)
+        if self.scatters:
+            of_hidden = self.scatter(of_hidden)
+        return of_hidden, self.of_weight(gradient, hidden), ops.zeros_like(labels)
+
+    def construct(self, hidden, weight, labels):
+        outputs = self.rows(hidden, self.weight(weight), labels)
+        return outputs[0], outputs[1]
+
+
+class TokensOverTp(LocalLayer):
+    """All tokens of sequences that are cut over tp; gathered again in the backward pass where a plan says so.
+
+    Inputs: x [T, D]. Outputs: as x.
+    """
+
+    def __init__(self, here: Here):
+        super().__init__()
+        self.gather = here.collective(ops.AllGather, "tp")
+        self.tokens = ops.Morph(self.forward, _same, _same)
+
+    def forward(self, x):
+        """All ranks' tokens from this rank's."""
+        return self.gather(x)
+
+    def construct(self, x):
+        return self.tokens(x)
+
+
+class WeightInDtype(LocalLayer):
+    """A weight in the dtype of products. Inputs: weight float32. Outputs: as the weight, in that dtype."""
+
+    def __init__(self, here: Here):
+        super().__init__()
+        self.model_dtype = here.dtype
+
+    def construct(self, weight):
+        return ops.cast(weight, self.model_dtype)
+
+
+class WeightOverDp(WeightInDtype):
+    """The same from the slices of all ranks that hold it; its gradient is summed over them in that dtype."""
+
+    def __init__(self, here: Here):
+        super().__init__(here)
+        self.gather = here.collective(ops.AllGather, ("dp", "cp"))
+        self.scatter = here.collective(ops.ReduceScatter, ("dp", "cp"), "sum")
+        self.whole = ops.Morph(self.forward, _same, self.dtype, self.backward)
+
+    def dtype(self, weight):
+        """Of the output."""
+        return self.model_dtype
+
+    def forward(self, weight):
+        """The whole from this rank's slice."""
+        return self.gather(ops.cast(weight, self.model_dtype))
+
+    def backward(self, weight, output, gradient):
+        """This rank's slice of the sum."""
+        return (ops.cast(self.scatter(gradient), mstype.float32),)
+
+    def construct(self, weight):
+        return self.whole(weight)
+
+
+def weight_layer(here: Here) -> nn.Cell:
+    """What makes a float32 weight one of a product."""
+    return WeightOverDp(here) if here.parallel.reduce_dtype == "compute" else WeightInDtype(here)
+
+
+class LinearOverRanks(nn.Cell):
+    """x w', as LinearAscend, of tokens and of a weight that may first be gathered."""
+
+    def __init__(self, replaced: nn.Cell, here: Here, tokens: bool):
+        super().__init__()
+        self.matmul, self.weight = replaced.matmul, weight_layer(here)
+        self.tokens = TokensOverTp(here) if tokens else None
+
+    def construct(self, x, weight):
+        if self.tokens is not None:
+            x = self.tokens(x)
+        return self.matmul(x, self.weight(weight))
+
+
+class EmbeddingOverTp(LocalLayer):
+    """Rows of a table that is cut over tp; they are on the wire in the model's dtype, gradients are summed in float32.
+
+    Inputs, outputs: as EmbeddingByGather.
+    """
+
+    def __init__(self, replaced: nn.Cell, here: Here):
+        super().__init__()
+        self.scatters, self.shared = here.parallel.sequence_parallel, here.mesh.tp > 1
+        self.index, self.weight = here.index("tp"), weight_layer(here)
+        if self.shared:
+            self.gather = here.collective(ops.AllGather, "tp")
+            self.scatter = here.collective(ops.ReduceScatter, "tp", "sum")
+            self.sum = here.collective(ops.AllReduce, "tp", "sum")
+        self.relu, self.least, self.equal = ops.ReLU(), ops.Minimum(), ops.Equal()
+        self.look_up, self.sum_rows = ops.Gather(), ops.UnsortedSegmentSum()
+        self.rows = ops.Morph(self.forward, self.shape, self.dtype, self.backward)
+
+    def shape(self, ids, table):
+        """Of the output."""
+        return ids[0], table[1]
+
+    def dtype(self, ids, table):
+        """Of the output."""
+        return table
+
+    def places(self, ids, num_rows):
+        """Rows of this rank's slice of the table, and which of the tokens are there."""
+        place = ids - self.index * num_rows
+        inside = self.least(self.relu(place), num_rows - 1)
+        return inside, self.equal(place, inside).reshape((-1, 1))
+
+    def forward(self, ids, table):
+        """This rank's tokens."""
+        inside, there = self.places(ids, table.shape[0])
+        rows = self.look_up(table, inside, 0) * ops.cast(there, table.dtype)
+        if self.scatters:
+            return self.scatter(rows)
+        return self.sum(rows) if self.shared else rows
+
+    def backward(self, ids, table, output, gradient):
+        """Gradient of this rank's slice of the table."""
+        if self.scatters:
+            gradient = self.gather(gradient)
+        elif self.shared:
+            gradient = self.sum(gradient)
+        inside, there = self.places(ids, table.shape[0])
+        rows = ops.cast(gradient, mstype.float32) * ops.cast(there, mstype.float32)
+        return ops.zeros_like(ids), ops.cast(self.sum_rows(rows, inside, table.shape[0]), table.dtype)
+
+    def construct(self, ids, table):
+        return self.rows(ids, self.weight(table))
+
+
+LAYERS: dict[str, Callable[[nn.Cell, Here], nn.Cell]] = {
+    "embedding": EmbeddingOverTp,
+    "logits": LogitsOverTp,
+    "linear": partial(LinearOverRanks, tokens=False),
+    "linear of tokens": partial(LinearOverRanks, tokens=True),
+}
+"""By the names that plans use."""
