@@ -79,10 +79,12 @@ class Columns:
     """A curve with few points: of several kernels in a row the one with most bytes.
 
     Attributes:
-        kernels: indices, in the order in which they ran.
+        width: kernels in a row; the last column may have fewer.
+        kernels: index of each column's, in the order in which they ran.
         by_kind: bytes alive while these run.
     """
 
+    width: int
     kernels: tuple[int, ...]
     by_kind: Mapping[str, tuple[int, ...]]
 
@@ -133,7 +135,7 @@ class Live:
             max(range(start, min(start + width, count)), key=totals.__getitem__) for start in range(0, count, width)
         )
         by_kind = {kind: tuple(numbers[index] for index in highest) for kind, numbers in self.curve.items()}
-        return Columns(kernels=highest, by_kind=by_kind)
+        return Columns(width=width, kernels=highest, by_kind=by_kind)
 
     def to_json(self) -> dict[str, Any]:
         """As the command prints it for scripts."""

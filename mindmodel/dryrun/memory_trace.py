@@ -18,7 +18,8 @@ TASK = re.compile(r"\((.*?)\) = (.+?)\((.*?)\), task_info: (\d+)")
 KEY, TENSOR = re.compile(r"%(\d+)"), re.compile(r"(\w+):\[([\d, ]*)\]")
 OPERATOR = re.compile(r"(?:.*/)?(\w+?)(?:-op\w*)?")
 
-LIVE_KINDS = ("weights", "weight copies", "optimizer", "gradients", "activations", "logits", "constants", "other")
+LIVE_KINDS = ("weights", "optimizer", "constants", "weight copies", "gradients", "activations", "logits", "other")
+"""What memory is for: what stays through all steps first."""
 COARSER = {"weight copies": "weights", "constants": "other"}
 """The closed form's name for kinds that it does not tell apart."""
 PREFIXES = {"first_moment.": "optimizer", "second_moment.": "optimizer", "accu_grads.": "gradients"}
