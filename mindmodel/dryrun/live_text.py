@@ -15,7 +15,8 @@ STATE = ("weights", "optimizer")
 def live_lines(rank: int, live: Live) -> Iterator[str]:
     """The peak by kind, by phase and by part of the model, and the largest groups of tensors."""
     place = f"kernel {live.peak_index + 1} of {len(live.kernels)}: {live.peak_kernel}"
-    yield f"rank {rank}: {mib(live.peak_bytes)} MiB alive at the peak, in {place}"
+    yield f"rank {rank}: {live.peak_bytes / 2**30:.2f} GiB alive at the peak, in {place}"
+    yield "  in MiB"
     yield f"  by kind   {_listed(live.by_kind)}"
     yield f"  by part   {', '.join(_parts(live.by_part))}"
     yield f"  by phase  at most {_listed(live.by_phase)}"
