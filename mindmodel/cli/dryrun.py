@@ -17,9 +17,9 @@ import sys
 from pathlib import Path
 from typing import Callable, Iterator, Optional, Sequence
 
+from mindmodel.checkpoint.run_folder import LIVE_NAME, RunFolder
 from mindmodel.cli.arguments import at_least
 from mindmodel.cli.recipe import filling, quantity
-from mindmodel.checkpoint.run_folder import LIVE_NAME, RunFolder
 from mindmodel.dryrun.live_page import page_of
 from mindmodel.dryrun.live_text import live_lines
 from mindmodel.dryrun.prove import NUM_STEPS, TOLERANCE, Proof, jobs_of, prove, reference

@@ -1,8 +1,8 @@
 """What is alive at the peak of a step, and how many bytes are alive while its kernels run.
 
-Tensors alike in all layers, or in all micro-batches, are one group. A tensor's place is the Cell that computed it, named
-as the parameters are. Casts and collectives are followed back to what they copy, since the compiler names them after
-whichever Cell it met first; operators of the backward pass that layers share may carry another layer's number.
+Tensors alike in all layers, or in all micro-batches, are one group. A tensor's place is the Cell that computed it,
+named as the parameters are. Casts and collectives are followed back to what they copy, since the compiler names them
+after whichever Cell it met first; operators of the backward pass that layers share may carry another layer's number.
 """
 
 from __future__ import annotations
@@ -17,7 +17,17 @@ from statistics import median
 from typing import Any, Iterator, Mapping, Optional, Sequence
 
 from mindmodel.dryrun.memory_trace import (
-    COPIES, LIVE_KINDS, NO_KERNEL, PREFIXES, UPDATE, Block, Task, Trace, alive_at, kinds_of, peak_moment,
+    COPIES,
+    LIVE_KINDS,
+    NO_KERNEL,
+    PREFIXES,
+    UPDATE,
+    Block,
+    Task,
+    Trace,
+    alive_at,
+    kinds_of,
+    peak_moment,
 )
 
 PASSED_ON = (*COPIES, "AllReduce", "ReduceScatter", "AllToAll")

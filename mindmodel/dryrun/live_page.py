@@ -10,7 +10,7 @@ from itertools import groupby
 from typing import Callable, Iterable, Iterator, Mapping, Sequence
 
 from mindmodel.dryrun.live import PHASES, Columns, Group, Live
-from mindmodel.dryrun.live_text import mib, shape_text
+from mindmodel.dryrun.live_text import mib, shape_text, size_text
 from mindmodel.dryrun.memory_trace import LIVE_KINDS
 
 WIDTH, HEIGHT = 1000, 300
@@ -20,6 +20,10 @@ BAND = 8
 """Height of the stripe that shows the phases, below the plot."""
 MAX_TICKS = 6
 MIB, GIB = 2**20, 2**30
+GROUP_TITLES = (
+    "kind", "of", "made by", "in", "dtype", "shape", "last read by", "count", "MiB each", "MiB", "held", "unread",
+)
+"""Of the table of tensors; the first seven columns hold words."""
 
 KIND_COLOURS = dict(
     zip(LIVE_KINDS, ("#4e79a7", "#59a14f", "#e3b505", "#86bcea", "#f28e2b", "#e15759", "#b07aa1", "#8c8c8c"))
@@ -64,7 +68,7 @@ collectives.</p>
 
 
 def _section(rank: int, live: Live) -> Iterator[str]:
-    peak = f"{live.peak_bytes / GIB:.2f} GiB at the peak, in kernel {live.peak_index + 1} of {len(live.kernels)}"
+    peak = f"{size_text(live.peak_bytes)} at the peak, in kernel {live.peak_index + 1} of {len(live.kernels)}"
     yield f"<h2>Rank {rank}</h2><p>{peak}: {escape(str(live.peak_kernel))}.</p>"
     yield _legend(KIND_COLOURS, lambda kind: any(live.curve[kind]))
     yield _legend(PHASE_COLOURS, live.by_phase.__contains__)
@@ -77,8 +81,7 @@ def _section(rank: int, live: Live) -> Iterator[str]:
     totals = ((part, *(mib(row[kind]) for kind in LIVE_KINDS), mib(sum(row.values()))) for part, row in rows)
     yield _table(("part", *LIVE_KINDS, "all"), totals, left=1)
     yield "<h3>Alive at the peak, alike in layers and micro-batches</h3>"
-    titles = ("kind", "of", "made by", "in", "dtype", "shape", "last read by", "count", "MiB each", "MiB", "held", "unread")
-    yield _table(titles, map(_cells, live.groups), left=7)
+    yield _table(GROUP_TITLES, map(_cells, live.groups), left=7)
     yield "<p>held: for so many kernels. unread: MiB that no kernel reads after the peak.</p>"
 
 
@@ -87,7 +90,7 @@ def _cells(group: Group) -> tuple[str, ...]:
     unread = mib(group.unread_bytes) if group.unread_bytes else ""
     return (
         group.kind, group.place, group.made_by, group.phase, group.dtype, shape_text(group), group.last_read,
-        str(group.count), f"{group.num_bytes / group.count / MIB:,.2f}", mib(group.num_bytes), held, unread,
+        str(group.count), mib(group.num_bytes / group.count), mib(group.num_bytes), held, unread,
     )
 
 
@@ -117,7 +120,7 @@ def _plot(live: Live) -> Iterator[str]:
         yield f'<path class="grid" d="M{LEFT} {scale.y(tick)}H{RIGHT}"/>'
         yield f'<text x="{LEFT - 6}" y="{scale.y(tick) + 4}" text-anchor="end">{scale.label(tick)}</text>'
     yield from _areas(columns, scale)
-    yield from _phases(live, scale)
+    yield from _phases(live, columns, scale)
     yield from _peak(live, scale)
     yield from _titles(live, columns, scale)
     yield f'<text x="{LEFT}" y="{HEIGHT + 14}">kernels in the order in which they run</text></svg>'
@@ -139,9 +142,8 @@ class _Scale:
     def ticks(self) -> list[float]:
         """Bytes at round numbers of the unit."""
         most = self.top / self.unit
-        step = next(
-            digit * 10.0**power for power in range(-4, 5) for digit in (1, 2, 5) if most / (digit * 10.0**power) <= MAX_TICKS
-        )
+        steps = (digit * 10.0**power for power in range(-6, 6) for digit in (1, 2, 5))
+        step = next(step for step in steps if most / step <= MAX_TICKS)
         return [number * step * self.unit for number in range(int(most / step) + 1)]
 
     def label(self, num_bytes: float) -> str:
@@ -157,14 +159,14 @@ def _areas(columns: Columns, scale: _Scale) -> Iterator[str]:
         if any(numbers):
             upper = _steps(edges, [scale.y(number) for number in above])
             lower = _steps(edges[::-1], [scale.y(number) for number in below[::-1]])
-            yield f'<path fill="{KIND_COLOURS[kind]}" d="M{edges[0]} {BOTTOM}{upper}{lower}Z"><title>{kind}</title></path>'
+            shape = f"M{edges[0]} {BOTTOM}{upper}{lower}Z"
+            yield f'<path fill="{KIND_COLOURS[kind]}" d="{shape}"><title>{kind}</title></path>'
         below = above
 
 
 def _starts(columns: Columns) -> list[int]:
     """The first kernel of each column: all have as many."""
-    width = columns.width
-    return [number * width for number in range(len(columns.kernels))]
+    return [number * columns.width for number in range(len(columns.kernels))]
 
 
 def _steps(edges: Sequence[float], heights: Sequence[float]) -> str:
@@ -176,14 +178,14 @@ def _steps(edges: Sequence[float], heights: Sequence[float]) -> str:
     return path
 
 
-def _phases(live: Live, scale: _Scale) -> Iterator[str]:
-    """A shade and a stripe for each run of kernels of a phase."""
-    start = 0
-    for phase, run in groupby(kernel.phase for kernel in live.kernels):
-        end = start + len(list(run))
-        left, width = scale.x(start), round(scale.x(end) - scale.x(start), 1)
+def _phases(live: Live, columns: Columns, scale: _Scale) -> Iterator[str]:
+    """A stripe for each run of columns of a phase."""
+    edges, column = [*_starts(columns), len(live.kernels)], 0
+    for phase, run in groupby(live.kernels[kernel].phase for kernel in columns.kernels):
+        left = scale.x(edges[column])
+        column += len(list(run))
+        width = round(scale.x(edges[column]) - left, 1)
         yield f'<rect x="{left}" y="{BOTTOM + 3}" width="{width}" height="{BAND}" fill="{PHASE_COLOURS[phase]}"/>'
-        start = end
 
 
 def _peak(live: Live, scale: _Scale) -> Iterator[str]:
@@ -198,9 +200,8 @@ def _titles(live: Live, columns: Columns, scale: _Scale) -> Iterator[str]:
     starts = _starts(columns) + [len(live.kernels)]
     for number, kernel in enumerate(columns.kernels):
         left, right = scale.x(starts[number]), scale.x(starts[number + 1])
-        bytes_of = {kind: numbers[number] for kind, numbers in columns.by_kind.items() if numbers[number] * 200 > scale.top}
-        parts = "\n".join(f"{kind} {num_bytes / scale.unit:.2f}" for kind, num_bytes in bytes_of.items())
-        total = sum(numbers[number] for numbers in columns.by_kind.values()) / scale.unit
-        text = f"{kernel + 1}: {live.kernels[kernel]}\n{total:.2f} {scale.name}\n{parts}"
+        alive = {kind: numbers[number] / scale.unit for kind, numbers in columns.by_kind.items() if numbers[number]}
+        parts = "\n".join(f"{kind} {size:.2f}" for kind, size in alive.items())
+        text = f"{kernel + 1}: {live.kernels[kernel]}\n{sum(alive.values()):.2f} {scale.name}\n{parts}"
         yield (f'<rect class="hit" x="{left}" y="{TOP}" width="{round(right - left, 1)}" height="{BOTTOM - TOP}">'
                f"<title>{escape(text)}</title></rect>")

@@ -15,7 +15,7 @@ STATE = ("weights", "optimizer")
 def live_lines(rank: int, live: Live) -> Iterator[str]:
     """The peak by kind, by phase and by part of the model, and the largest groups of tensors."""
     place = f"kernel {live.peak_index + 1} of {len(live.kernels)}: {live.peak_kernel}"
-    yield f"rank {rank}: {live.peak_bytes / 2**30:.2f} GiB alive at the peak, in {place}"
+    yield f"rank {rank}: {size_text(live.peak_bytes)} alive at the peak, in {place}"
     yield "  in MiB"
     yield f"  by kind   {_listed(live.by_kind)}"
     yield f"  by part   {', '.join(_parts(live.by_part))}"
@@ -27,6 +27,11 @@ def live_lines(rank: int, live: Live) -> Iterator[str]:
         yield f"  {_group_line(group)}"
     unread = sum(group.unread_bytes for group in live.groups)
     yield f"  {mib(unread)} MiB of all are not read again in the step"
+
+
+def size_text(num_bytes: float) -> str:
+    """In GiB, or MiB of less than one."""
+    return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**30 else f"{mib(num_bytes)} MiB"
 
 
 def mib(number: float) -> str:
@@ -45,7 +50,7 @@ def _listed(numbers: Mapping[str, int]) -> str:
 
 def _parts(by_part: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
     """Parts of the model with their bytes; layers in a row that hold as much are one."""
-    totals = ((part, sum(kinds.values())) for part, kinds in by_part.items())
+    totals = [(part, sum(kinds.values())) for part, kinds in by_part.items() if any(kinds.values())]
     for (_, number), run in groupby(totals, key=lambda pair: (pair[0].startswith("layers."), mib(pair[1]))):
         parts = [part for part, _ in run]
         if len(parts) > 1 and parts[0].startswith("layers."):

@@ -84,7 +84,7 @@ class RankReport:
 
     @property
     def by_kind(self) -> dict[str, int]:
-        """Bytes at the peak by the kinds of the closed form: weights, optimizer, gradients, activations, logits, other."""
+        """Bytes at the peak, by the kinds of the closed form."""
         found = dict.fromkeys(KINDS, 0)
         for kind, num_bytes in self.live.by_kind.items():
             found[COARSER.get(kind, kind)] += num_bytes

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from step_trace import live_with
 
 from mindmodel.dryrun.report import Collective, RankReport, chosen_kinds, read_collectives, read_kernels, ring_bytes
 from mindmodel.parallel.mesh import Mesh
-from step_trace import live_with
 
 COLLECTIVES = """\
 index,group,comm_rank,primitive,src_rank,dest_rank,root_rank,input_shape,input_type,output_shape,output_type,input_size,output_size
@@ -48,8 +48,8 @@ def collective(kind="AllReduce", axes=("tp",), count=1, num_bytes=800, dtype="bf
 
 def report(*collectives):
     live = live_with(weights=3, constants=1, other=4, **{"weight copies": 2})
-    return RankReport(rank=3, stage=1, live=live, host_bytes=7, cpu_s=2.0, collectives=collectives, kernels={"MatMul": 2},
-                      layer_kernels=1, old_kernels=())
+    return RankReport(rank=3, stage=1, live=live, host_bytes=7, cpu_s=2.0, collectives=collectives,
+                      kernels={"MatMul": 2}, layer_kernels=1, old_kernels=())
 
 
 def test_kinds_are_those_of_the_closed_form_copies_being_weights():
