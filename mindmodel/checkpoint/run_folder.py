@@ -15,6 +15,7 @@ from mindmodel.checkpoint.load import Checkpoint, newest_checkpoint, open_checkp
 from mindmodel.checkpoint.save import STEP_NAME
 from mindmodel.errors import CheckpointError
 
+LIVE_NAME = "live_memory.html"
 SHOWN_NAMES = 8
 
 
@@ -58,6 +59,11 @@ class RunFolder:
     def logs(self) -> Path:
         """Folder of the processes' logs."""
         return self.path / "logs"
+
+    @property
+    def live_memory(self) -> Path:
+        """The page that a dry run writes of what is alive in a step."""
+        return self.path / LIVE_NAME
 
     @property
     def huggingface(self) -> Path:

@@ -2,6 +2,7 @@
 
 example:  mindmodel dryrun recipes/llama/7b.yaml --devices 64 parallel.tp=8
           mindmodel dryrun recipes/llama/7b.yaml --devices 64 --chip 910B2 --rank 9 --json
+          mindmodel dryrun recipes/llama/7b.yaml --devices 64 --rank 0 --live
           mindmodel dryrun recipes/llama/7b.yaml --devices 8 --prove
 
 exit code: 0 it fits, or the proof holds; 1 it does not; 2 the layout cannot be compiled.
@@ -13,14 +14,19 @@ import argparse
 import dataclasses
 import json
 import sys
-from typing import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Callable, Iterator, Optional, Sequence
 
+from mindmodel.checkpoint.run_folder import LIVE_NAME, RunFolder
 from mindmodel.cli.arguments import at_least
 from mindmodel.cli.recipe import filling, quantity
+from mindmodel.dryrun.live_page import page_of
+from mindmodel.dryrun.live_text import live_lines
 from mindmodel.dryrun.prove import NUM_STEPS, TOLERANCE, Proof, jobs_of, prove, reference
 from mindmodel.dryrun.report import RankReport
 from mindmodel.dryrun.run import chosen_ranks, dry_run, jobs_at_once
 from mindmodel.errors import RecipeError
+from mindmodel.files import write_text_safely
 from mindmodel.fleet.chips import DEFAULT_CHIP, Chip, find_chip
 from mindmodel.fleet.layouts import fitting_layouts
 from mindmodel.fleet.memory import KINDS, estimate_memory
@@ -49,7 +55,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--chip", default=DEFAULT_CHIP, help=f"whose memory it must fit; default {DEFAULT_CHIP}")
     parser.add_argument("--jobs", type=at_least(1), metavar="N", help="ranks compiled at a time; default all cores")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--prove", action="store_true", help="execute all ranks of a small model beside one device")
+    ways = parser.add_mutually_exclusive_group()
+    ways.add_argument("--live", action="store_true",
+                      help=f"also what is alive at the peak, and a page with the whole step, {LIVE_NAME} of the run")
+    ways.add_argument("--prove", action="store_true", help="execute all ranks of a small model beside one device")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -66,10 +75,13 @@ def run(args: argparse.Namespace) -> int:
         terminal.say("\n".join(_layout_lines(recipe, ranks)))
     reports = dry_run(recipe, ranks, at_once, _progress(terminal, len(ranks)))
     fits = all(report.peak_bytes <= chip.usable_bytes for report in reports)
+    page = _write_page(recipe, reports) if args.live else None
     if args.json:
-        print(json.dumps(_as_json(reports, fits, chip)))
+        print(json.dumps(_as_json(reports, fits, chip, page)))
     else:
         terminal.say("\n".join(_report_lines(recipe, reports, chip)))
+        if page:
+            terminal.say("\n".join(_live_lines(reports, page)))
         terminal.say("\n".join(_verdict_lines(recipe, fits, chip)))
     return 0 if fits else 1
 
@@ -99,30 +111,50 @@ def _progress(terminal: Terminal, total: int) -> Callable[[int, str], None]:
     return show
 
 
-def _as_json(reports: Sequence[RankReport], fits: bool, chip: Chip) -> dict:
+def _as_json(reports: Sequence[RankReport], fits: bool, chip: Chip, page: Optional[Path]) -> dict:
+    """With what is alive in each rank, where a page of it was written."""
     return {
         "fits": fits,
         "usable_bytes": chip.usable_bytes,
         "compile_cpu_s": sum(report.cpu_s for report in reports),
-        "ranks": [report.to_json() for report in reports],
+        "ranks": [{**report.to_json(), **({"live": report.live.to_json()} if page else {})} for report in reports],
+        **({"page": str(page)} if page else {}),
     }
+
+
+def _write_page(recipe: Recipe, reports: Sequence[RankReport]) -> Path:
+    """The page of what is alive, in the run's folder."""
+    title, layout = f"Live memory of {recipe.name}", ", ".join(_layout_texts(recipe))
+    text = page_of(title, layout, {report.rank: report.live for report in reports})
+    path = RunFolder(Path(recipe.output)).live_memory
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text_safely(path, text)
+    return path
 
 
 def _layout_lines(recipe: Recipe, ranks: Sequence[int]) -> Iterator[str]:
     """The layout and what follows from it."""
-    parallel, mesh = recipe.parallel, mesh_of(recipe.parallel)
-    sequences = recipe.sequences_per_rank
-    yield f"layout      {' '.join(f'{name}={mesh.degree(name)}' for name in AXES)}, {mesh.num_devices} devices"
-    options = ["sequence_parallel"] if parallel.sequence_parallel else []
-    options += [f"shard_optimizer={parallel.shard_optimizer}", f"recompute={parallel.recompute}"]
-    yield f"            {', '.join(options)}"
-    share = f"{parallel.micro_batches} micro-batches of {sequences // parallel.micro_batches}"
-    yield f"batch       {recipe.sequences_per_step} sequences a step, {sequences} a rank, in {share}{filling(recipe)}"
+    degrees, options, batch = _layout_texts(recipe)
+    yield f"layout      {degrees}"
+    yield f"            {options}"
+    yield f"batch       {batch}"
     assert recipe.model.vocab_size is not None
     yield f"parameters  {quantity(parameters(recipe.model, recipe.model.vocab_size).total)} in all"
     for rank in ranks:
         held = estimate_memory(recipe, rank).optimizer // MOMENT_BYTES
         yield f"            {quantity(held)} that rank {rank} updates"
+
+
+def _layout_texts(recipe: Recipe) -> tuple[str, str, str]:
+    """Degrees, options and batch."""
+    parallel, mesh = recipe.parallel, mesh_of(recipe.parallel)
+    sequences = recipe.sequences_per_rank
+    degrees = f"{' '.join(f'{name}={mesh.degree(name)}' for name in AXES)}, {mesh.num_devices} devices"
+    options = ["sequence_parallel"] if parallel.sequence_parallel else []
+    options += [f"shard_optimizer={parallel.shard_optimizer}", f"recompute={parallel.recompute}"]
+    share = f"{parallel.micro_batches} micro-batches of {sequences // parallel.micro_batches}"
+    batch = f"{recipe.sequences_per_step} sequences a step, {sequences} a rank, in {share}{filling(recipe)}"
+    return degrees, ", ".join(options), batch
 
 
 def _gib(number: float) -> str:
@@ -168,6 +200,12 @@ def _kernel_lines(report: RankReport) -> Iterator[str]:
     yield f"rank {report.rank}: {total} kernels in a step, {report.layer_kernels} of them in layers"
     old = ", ".join(f"{name} {report.kernels[name]}" for name in report.old_kernels)
     yield f"  of the old kind aclop: {old or 'none'}"
+
+
+def _live_lines(reports: Sequence[RankReport], page: Path) -> Iterator[str]:
+    for report in reports:
+        yield from live_lines(report.rank, report.live)
+    yield f"wrote       {page}"
 
 
 def _verdict_lines(recipe: Recipe, fits: bool, chip: Chip) -> Iterator[str]:

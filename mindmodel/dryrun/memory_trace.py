@@ -9,17 +9,22 @@ import csv
 import itertools
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Iterator, Mapping
 
-from mindmodel.fleet.memory import KINDS
-
 BLOCKS_NAME, GRAPH_NAME = "memory_block.csv", "tracker_graph.ir"
-TASK = re.compile(r"\((.*?)\) = (.+?)\((.*?)\), task_info: ")
-KEY, SHAPE = re.compile(r"%(\d+)"), re.compile(r"\w+:\[([\d, ]*)\]")
+TASK = re.compile(r"\((.*?)\) = (.+?)\((.*?)\), task_info: (\d+)")
+KEY, TENSOR = re.compile(r"%(\d+)"), re.compile(r"(\w+):\[([\d, ]*)\]")
 OPERATOR = re.compile(r"(?:.*/)?(\w+?)(?:-op\w*)?")
 
+LIVE_KINDS = ("weights", "optimizer", "constants", "weight copies", "gradients", "activations", "logits", "other")
+"""What memory is for: what stays through all steps first."""
+COARSER = {"weight copies": "weights", "constants": "other"}
+"""The closed form's name for kinds that it does not tell apart."""
 PREFIXES = {"first_moment.": "optimizer", "second_moment.": "optimizer", "accu_grads.": "gradients"}
+NO_KERNEL = ("StreamSend", "StreamRecv", "Reshape", "ExpandDims", "Squeeze")
+"""Events between streams, and views of a tensor."""
 COPIES = ("Cast", "AllGather", "TensorMove", "Load")
 """Operators whose result is a weight when their operand is one: in another dtype, or gathered."""
 GRADIENT_STEPS = (*COPIES, "AllReduce", "ReduceScatter", "AssignAdd", "Add", "AddN", "Mul", "Muls", "Div", "RealDiv")
@@ -48,12 +53,20 @@ class Block:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """An operator as it ran; `inputs` and `outputs` are keys of blocks, `shapes` those of the outputs."""
+    """An operator as it ran.
 
+    Attributes:
+        time: when, on the clock that names the blocks: all its outputs are taken by then.
+        inputs, outputs: keys of blocks.
+        dtypes, shapes: of the outputs.
+    """
+
+    time: int
     name: str
     operator: str
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
+    dtypes: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
 
 
@@ -63,6 +76,20 @@ class Trace:
 
     blocks: Mapping[int, Block]
     tasks: tuple[Task, ...]
+
+    @cached_property
+    def makers(self) -> dict[int, Task]:
+        """The task that made each block: the first, before updates in place."""
+        return {key: task for task in reversed(self.tasks) for key in task.outputs}
+
+    @cached_property
+    def users(self) -> dict[int, list[Task]]:
+        """The tasks that read each block, in order."""
+        users: dict[int, list[Task]] = {}
+        for task in self.tasks:
+            for key in task.inputs:
+                users.setdefault(key, []).append(task)
+        return users
 
 
 def read_trace(folder: Path) -> Trace:
@@ -91,25 +118,31 @@ def _tasks(lines: Iterator[str]) -> Iterator[Task]:
         found = TASK.match(line)
         if found is None:
             continue
-        outputs, name, inputs = found.groups()
-        types = next(lines, "").partition(" <- ")[0]
+        outputs, name, inputs, time = found.groups()
+        types = TENSOR.findall(next(lines, "").partition(" <- ")[0])
         operator = OPERATOR.fullmatch(name)
         yield Task(
+            time=int(time),
             name=name,
             operator=operator[1] if operator else name,
             inputs=tuple(map(int, KEY.findall(inputs))),
             outputs=tuple(map(int, KEY.findall(outputs))),
-            shapes=tuple(tuple(map(int, re.findall(r"\d+", shape))) for shape in SHAPE.findall(types)),
+            dtypes=tuple(dtype for dtype, _ in types),
+            shapes=tuple(tuple(map(int, re.findall(r"\d+", shape))) for _, shape in types),
         )
 
 
-def at_peak(trace: Trace) -> list[Block]:
-    """The blocks that are alive when most bytes are."""
+def peak_moment(trace: Trace) -> int:
+    """When most bytes are alive; the first such moment."""
     changes = [(block.key, block.num_bytes) for block in trace.blocks.values()]
     changes += [(block.end, -block.num_bytes) for block in trace.blocks.values()]
     changes.sort()  # what ends at a time is given back before more is taken
     totals = list(itertools.accumulate(number for _, number in changes))
-    moment = changes[totals.index(max(totals))][0]
+    return changes[totals.index(max(totals))][0]
+
+
+def alive_at(trace: Trace, moment: int) -> list[Block]:
+    """The blocks that are alive then."""
     return [block for block in trace.blocks.values() if block.key <= moment < block.end]
 
 
@@ -120,17 +153,16 @@ def kinds_of(trace: Trace, vocab_size: int, num_tokens: int) -> dict[int, str]:
         vocab_size: the vocabulary's entries that a rank holds.
         num_tokens: tokens of a micro-batch that a rank holds.
 
-    weights: parameters, and their copies in another dtype or gathered. optimizer: Adam's moments. gradients:
+    weights: parameters; weight copies: in another dtype or gathered. optimizer: Adam's moments. gradients:
     accumulators, what an optimizer step reads, and what only sums or casts make of it. logits: matrices with a row a
     token and a column an entry of the vocabulary. activations: other results of the network and their gradients.
+    constants: what the compiler computed. other: what has no operator of the model.
     """
-    makers = {key: task for task in reversed(trace.tasks) for key in task.outputs}  # the first, before updates in place
-    found: dict[int, str] = {}
+    makers, found = trace.makers, dict[int, str]()
     for key, block in sorted(trace.blocks.items()):
         found[key] = _kind(block, makers.get(key), found, vocab_size, num_tokens)
-    users = _users(trace)
     for key in sorted(found, reverse=True):
-        if found[key] == "activations" and any(_takes_gradient(task, found) for task in users.get(key, ())):
+        if found[key] == "activations" and any(_takes_gradient(task, found) for task in trace.users.get(key, ())):
             found[key] = "gradients"
     return found
 
@@ -138,25 +170,18 @@ def kinds_of(trace: Trace, vocab_size: int, num_tokens: int) -> dict[int, str]:
 def _kind(block: Block, task: Task | None, found: Mapping[int, str], vocab_size: int, num_tokens: int) -> str:
     if block.source == "Weight":
         return next((kind for prefix, kind in PREFIXES.items() if block.name.startswith(prefix)), "weights")
+    if block.source == "ConstantValue":
+        return "constants"
     if block.source != "Kernel" or task is None or "/" not in task.name:
         return "other"
     if any(scope in task.name for scope in UPDATE):
         return "gradients"
-    if task.operator in COPIES and task.inputs and found.get(task.inputs[0]) == "weights":
-        return "weights"
+    if task.operator in COPIES and task.inputs and found.get(task.inputs[0]) in ("weights", "weight copies"):
+        return "weight copies"
     shape = dict(zip(task.outputs, task.shapes)).get(block.key, ())
     if len(shape) == 2 and shape[1] == vocab_size and num_tokens % max(shape[0], 1) == 0:
         return "logits"
     return "activations"
-
-
-def _users(trace: Trace) -> dict[int, list[Task]]:
-    """The tasks that read each block."""
-    users: dict[int, list[Task]] = {}
-    for task in trace.tasks:
-        for key in task.inputs:
-            users.setdefault(key, []).append(task)
-    return users
 
 
 def _takes_gradient(task: Task, found: Mapping[int, str]) -> bool:
@@ -164,12 +189,3 @@ def _takes_gradient(task: Task, found: Mapping[int, str]) -> bool:
     if any(scope in task.name for scope in UPDATE):
         return True
     return task.operator in GRADIENT_STEPS and any(found.get(key) == "gradients" for key in task.outputs)
-
-
-def bytes_by_kind(trace: Trace, peak_bytes: int, vocab_size: int, num_tokens: int) -> dict[str, int]:
-    """Bytes of each kind at the moment of the peak; they add up to `peak_bytes`, which MindSpore measured."""
-    kinds, found = kinds_of(trace, vocab_size, num_tokens), dict.fromkeys(KINDS, 0)
-    for block in at_peak(trace):
-        found[kinds[block.key]] += block.num_bytes
-    found["other"] += peak_bytes - sum(found.values())
-    return found

@@ -11,7 +11,9 @@ from typing import Any, Iterator, Mapping
 
 from mindmodel.dryrun.compile import Compiled
 from mindmodel.dryrun.jobs import LOG_NAME
-from mindmodel.dryrun.memory_trace import OPERATOR, bytes_by_kind, read_trace
+from mindmodel.dryrun.live import Live, live_of
+from mindmodel.dryrun.memory_trace import COARSER, NO_KERNEL, OPERATOR, read_trace
+from mindmodel.fleet.memory import KINDS
 from mindmodel.fleet.rank_sizes import RankSizes
 from mindmodel.parallel.mesh import Mesh, mesh_of, stage_of
 
@@ -20,8 +22,6 @@ KERNELS_PATH = Path("execute_order", "execute_order.csv")
 DTYPES = {"BFloat16": "bfloat16", "Float32": "float32", "Float16": "float16", "Int32": "int32", "Bool": "bool"}
 CHOSEN = re.compile(r"\b(\w+) select (\w+) kernel")
 OLD_KIND = "aclop"
-NO_KERNEL = ("StreamSend", "StreamRecv", "Reshape", "ExpandDims", "Squeeze")
-"""Events between streams, and views of a tensor."""
 LAYER = "/layers-CellList/"
 
 
@@ -58,7 +58,7 @@ class RankReport:
     """One rank of a compiled step.
 
     Attributes:
-        by_kind: bytes at the moment of the peak: weights, optimizer, gradients, activations, logits, other.
+        live: what is alive in the step, and at the moment of the peak.
         host_bytes: largest memory of the process that compiled.
         cpu_s: that it took.
         kernels: launches of one step, by the operator's name; collectives, events and views are none.
@@ -69,14 +69,26 @@ class RankReport:
 
     rank: int
     stage: int
-    peak_bytes: int
-    by_kind: Mapping[str, int]
+    live: Live
     host_bytes: int
     cpu_s: float
     collectives: tuple[Collective, ...]
     kernels: Mapping[str, int]
     layer_kernels: int
     old_kernels: tuple[str, ...]
+
+    @property
+    def peak_bytes(self) -> int:
+        """Most bytes alive at a time, as MindSpore measured."""
+        return self.live.peak_bytes
+
+    @property
+    def by_kind(self) -> dict[str, int]:
+        """Bytes at the peak, by the kinds of the closed form."""
+        found = dict.fromkeys(KINDS, 0)
+        for kind, num_bytes in self.live.by_kind.items():
+            found[COARSER.get(kind, kind)] += num_bytes
+        return found
 
     def wire_bytes(self, devices_per_node: int) -> tuple[int, int]:
         """Bytes that the rank sends in a step over the links of its node, and over the network."""
@@ -91,7 +103,7 @@ class RankReport:
             "rank": self.rank,
             "stage": self.stage,
             "peak_bytes": self.peak_bytes,
-            "by_kind": dict(self.by_kind),
+            "by_kind": self.by_kind,
             "host_bytes": self.host_bytes,
             "collectives": [
                 {"kind": kind, "axes": list(axes), "count": count, "bytes": num_bytes, "dtype": dtype}
@@ -128,8 +140,7 @@ def report_of(compiled: Compiled) -> RankReport:
     return RankReport(
         rank=job.rank,
         stage=stage_of(job.rank, mesh),
-        peak_bytes=result["peak_bytes"],
-        by_kind=bytes_by_kind(read_trace(folder), result["peak_bytes"], sizes.vocabulary, sizes.tokens),
+        live=live_of(read_trace(folder), result["peak_bytes"], sizes.vocabulary, sizes.tokens),
         host_bytes=result["host_bytes"],
         cpu_s=result["cpu_s"],
         collectives=read_collectives(folder / COLLECTIVES_PATH, job.rank, mesh),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from step_trace import live_with
 
 from mindmodel.cli import dryrun
 from mindmodel.cli.main import main
@@ -33,9 +34,9 @@ def path(tmp_path):
 
 
 def report(rank, peak_bytes):
-    kinds = {"weights": GIB, "optimizer": 2 * GIB, "gradients": 0, "activations": peak_bytes - 3 * GIB, "logits": 0}
+    live = live_with(weights=GIB, optimizer=2 * GIB, activations=peak_bytes - 3 * GIB)
     return RankReport(
-        rank=rank, stage=0, peak_bytes=peak_bytes, by_kind={**kinds, "other": 0}, host_bytes=GIB, cpu_s=12.0,
+        rank=rank, stage=0, live=live, host_bytes=GIB, cpu_s=12.0,
         collectives=(
             Collective(kind="AllReduce", axes=("tp",), count=4, bytes=4 * GIB, dtype="bfloat16", ranks=(0, 1)),
             Collective(kind="AllGather", axes=("dp",), count=2, bytes=2 * GIB, dtype="float32", ranks=(0, 8)),
@@ -194,12 +195,51 @@ def test_a_proof_for_scripts_is_one_object(path, prover, capsys):
     assert found["holds"] is True and found["weight"] == 1e-13
 
 
-def test_the_compiler_says_what_its_ranks_take(path, capsys):
+def test_what_is_alive_is_printed_and_written_as_a_page_in_the_runs_folder(path, compiler, capsys, tmp_path):
+    folder = tmp_path / "run"
+    assert main(["dryrun", path, "--devices", "16", "--live", f"runtime.output={folder}"]) == 0
+    out = capsys.readouterr().out
+    assert "rank 0: 10.00 GiB alive at the peak, in kernel 1 of 1: Mul of loss, backward" in out
+    assert f"wrote       {folder / 'live_memory.html'}" in out
+    page = (folder / "live_memory.html").read_text()
+    assert "Live memory of demo" in page and "pp=1 dp=8 cp=1 tp=2, 16 devices" in page
+
+
+def test_without_live_nothing_is_written(path, compiler, capsys, tmp_path):
+    main(["dryrun", path, "--devices", "16", f"runtime.output={tmp_path / 'run'}"])
+    assert not (tmp_path / "run").exists() and "alive" not in capsys.readouterr().out
+
+
+def test_a_page_that_cannot_be_written_is_exit_code_2(path, compiler, capsys, tmp_path):
+    (tmp_path / "run").write_text("")
+    assert main(["dryrun", path, "--devices", "16", "--live", f"runtime.output={tmp_path / 'run'}"]) == 2
+    assert str(tmp_path / "run") in capsys.readouterr().err
+
+
+def test_a_proof_has_no_memory_to_show(path, prover, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["dryrun", path, "--devices", "8", "--prove", "--live"])
+    assert "not allowed with argument" in capsys.readouterr().err
+
+
+def test_the_compiler_says_what_its_ranks_take(path, capsys, tmp_path):
     """With MindSpore's compiler, in half a minute."""
-    assert main(["dryrun", path, "--devices", "4", "model.num_layers=1", "--json"]) == 0
+    arguments = ["--devices", "4", "model.num_layers=2", "--live", "--json", f"runtime.output={tmp_path / 'run'}"]
+    assert main(["dryrun", path, *arguments]) == 0
     found = json.loads(capsys.readouterr().out)
     (rank,) = found["ranks"]
     assert sum(rank["by_kind"].values()) == rank["peak_bytes"] > 0 and rank["by_kind"]["optimizer"] > 0
     assert {"AllReduce"} == {collective["kind"] for collective in rank["collectives"]}
     assert {("tp",), ("dp",)} <= {tuple(collective["axes"]) for collective in rank["collectives"]}
-    assert rank["kernels"]["FlashAttentionScore"] == 1
+    assert rank["kernels"]["FlashAttentionScore"] == 2
+    _check_live(rank["live"], rank["peak_bytes"])
+    assert "<svg" in (tmp_path / "run" / "live_memory.html").read_text()
+
+
+def _check_live(live, peak_bytes):
+    """Every byte that the compiler measured belongs to a tensor, at a kernel of the step."""
+    assert live["peak"]["bytes"] == peak_bytes == sum(group["num_bytes"] for group in live["groups"])
+    assert peak_bytes == sum(live["by_kind"].values()) == sum(sum(part.values()) for part in live["by_part"].values())
+    assert peak_bytes == max(map(sum, zip(*live["curve"]["by_kind"].values()))) == max(live["by_phase"].values())
+    assert {"embedding", "layers.0", "layers.1", "head"} <= set(live["by_part"])
+    assert any(group["place"].startswith("layers.*.") and group["count"] % 2 == 0 for group in live["groups"])

@@ -3,83 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from step_trace import live_with
 
-from mindmodel.dryrun.memory_trace import at_peak, bytes_by_kind, kinds_of, read_trace
 from mindmodel.dryrun.report import Collective, RankReport, chosen_kinds, read_collectives, read_kernels, ring_bytes
 from mindmodel.parallel.mesh import Mesh
-
-NEVER = 2**63 - 1
-VOCAB_SIZE, NUM_TOKENS = 10, 4
-
-BLOCKS = (  # key, end, bytes, source, name
-    (1, NEVER, 100, "Weight", "head.weight"),
-    (2, NEVER, 100, "Weight", "first_moment.head.weight"),
-    (3, NEVER, 100, "Weight", "second_moment.head.weight"),
-    (4, NEVER, 7, "ConstantValue", "Default/data-1"),
-    (11, 40, 50, "Kernel", "Default/network-RankStep/Cast-op0"),
-    (13, 30, 20, "Kernel", "Default/network-RankStep/RmsNorm-op0"),
-    (15, 30, 40, "Kernel", "Default/network-RankStep/MatMul-op0"),
-    (21, 50, 50, "Kernel", "Gradients/Default/network-RankStep/MatMul-op1"),
-    (31, 60, 100, "Kernel", "Gradients/Default/network-RankStep/Cast-op1"),
-    (45, 61, 100, "Kernel", "Default/network-RankStep/optimizer-AdamW/Mul-op0"),
-)
-GRAPH = """\
-(%1) = head.weight(), task_info: 0, attrs {stream_id=0}
-    (Float32:[10, 3]) <- ()
-(%11) = Default/network-RankStep/Cast-op0(%1, %4), task_info: 11, attrs {stream_id=0}
-    (BFloat16:[10, 3]) <- (Float32:[10, 3], Int64:[])
-    # File:<frozen runpy>;Line:198;Function:_run_module_as_main|
-(%13) = Default/network-RankStep/RmsNorm-op0(%4), task_info: 13, attrs {stream_id=0}
-    (BFloat16:[4, 3]) <- (Float32:[])
-(%15) = Default/network-RankStep/MatMul-op0(%13, %11), task_info: 15, attrs {stream_id=0}
-    (BFloat16:[4, 10]) <- (BFloat16:[4, 3], BFloat16:[10, 3])
-(%21) = Gradients/Default/network-RankStep/MatMul-op1(%15, %13), task_info: 21, attrs {stream_id=0}
-    (BFloat16:[10, 3]) <- (BFloat16:[4, 10], BFloat16:[4, 3])
-(%31) = Gradients/Default/network-RankStep/Cast-op1(%21, %4), task_info: 31, attrs {stream_id=0}
-    (Float32:[10, 3]) <- (BFloat16:[10, 3], Int64:[])
-(%45) = Default/network-RankStep/optimizer-AdamW/Mul-op0(%31, %4), task_info: 45, attrs {stream_id=0}
-    (Float32:[10, 3]) <- (Float32:[10, 3], Float32:[])
-(%1, %2, %3) = Default/network-RankStep/optimizer-AdamW/Adam-op0(%45, %1, %2, %3), task_info: 47, attrs {stream_id=0}
-    (Float32:[10, 3], Float32:[10, 3], Float32:[10, 3]) <- (Float32:[10, 3])
-"""
-
-
-@pytest.fixture
-def trace(tmp_path):
-    lines = ["start_time_stamp,end_time_stamp,size,type,node_name", *(",".join(map(str, row)) for row in (
-        (key, end, size, source, name) for key, end, size, source, name in BLOCKS))]
-    (tmp_path / "memory_block.csv").write_text("\n".join(lines))
-    (tmp_path / "tracker_graph.ir").write_text(GRAPH)
-    return read_trace(tmp_path)
-
-
-def test_parameters_are_known_by_their_names(trace):
-    kinds = kinds_of(trace, VOCAB_SIZE, NUM_TOKENS)
-    assert [kinds[key] for key in (1, 2, 3, 4)] == ["weights", "optimizer", "optimizer", "other"]
-
-
-def test_a_weight_in_another_dtype_is_a_weight(trace):
-    assert kinds_of(trace, VOCAB_SIZE, NUM_TOKENS)[11] == "weights"
-
-
-def test_logits_have_a_row_for_each_token_and_a_column_for_each_entry_of_the_vocabulary(trace):
-    kinds = kinds_of(trace, VOCAB_SIZE, NUM_TOKENS)
-    assert (kinds[13], kinds[15]) == ("activations", "logits")
-
-
-def test_what_the_optimizer_reads_is_a_gradient_and_what_only_casts_led_there_too(trace):
-    kinds = kinds_of(trace, VOCAB_SIZE, NUM_TOKENS)
-    assert [kinds[key] for key in (21, 31, 45)] == ["gradients"] * 3
-
-
-def test_the_peak_is_where_most_bytes_are_alive(trace):
-    assert {block.key for block in at_peak(trace)} == {1, 2, 3, 4, 21, 31, 45}
-
-
-def test_bytes_of_all_kinds_add_up_to_the_peak_that_was_measured(trace):
-    found = bytes_by_kind(trace, 600, VOCAB_SIZE, NUM_TOKENS)
-    assert found == {"weights": 100, "optimizer": 200, "gradients": 250, "activations": 0, "logits": 0, "other": 50}
-
 
 COLLECTIVES = """\
 index,group,comm_rank,primitive,src_rank,dest_rank,root_rank,input_shape,input_type,output_shape,output_type,input_size,output_size
@@ -120,9 +47,15 @@ def collective(kind="AllReduce", axes=("tp",), count=1, num_bytes=800, dtype="bf
 
 
 def report(*collectives):
-    kinds = {"weights": 5, "optimizer": 0, "gradients": 0, "activations": 0, "logits": 0, "other": 0}
-    return RankReport(rank=3, stage=1, peak_bytes=5, by_kind=kinds, host_bytes=7, cpu_s=2.0, collectives=collectives,
+    live = live_with(weights=3, constants=1, other=4, **{"weight copies": 2})
+    return RankReport(rank=3, stage=1, live=live, host_bytes=7, cpu_s=2.0, collectives=collectives,
                       kernels={"MatMul": 2}, layer_kernels=1, old_kernels=())
+
+
+def test_kinds_are_those_of_the_closed_form_copies_being_weights():
+    assert report().by_kind == {
+        "weights": 5, "optimizer": 0, "gradients": 0, "activations": 0, "logits": 0, "other": 5
+    }
 
 
 def test_bytes_of_groups_within_a_node_take_its_links_and_others_the_network():
@@ -134,7 +67,7 @@ def test_bytes_of_groups_within_a_node_take_its_links_and_others_the_network():
 def test_for_scripts_the_same_collective_with_other_ranks_is_one_entry():
     found = report(collective("Send", ("pp",), ranks=(3, 5)), collective("Send", ("pp",), ranks=(3, 1)))
     assert found.to_json() == {
-        "rank": 3, "stage": 1, "peak_bytes": 5, "by_kind": dict(found.by_kind), "host_bytes": 7,
+        "rank": 3, "stage": 1, "peak_bytes": 10, "by_kind": found.by_kind, "host_bytes": 7,
         "collectives": [{"kind": "Send", "axes": ["pp"], "count": 2, "bytes": 1600, "dtype": "bfloat16"}],
         "kernels": {"MatMul": 2},
     }

@@ -1,0 +1,207 @@
+"""A web page of what is alive in a step: live bytes over the kernels of each rank as a plot, and tables of the peak.
+
+One file without scripts, which needs nothing from elsewhere; colours follow the reader's light or dark setting.
+"""
+
+from __future__ import annotations
+
+from html import escape
+from itertools import groupby
+from typing import Callable, Iterable, Iterator, Mapping, Sequence
+
+from mindmodel.dryrun.live import PHASES, Columns, Group, Live
+from mindmodel.dryrun.live_text import mib, shape_text, size_text
+from mindmodel.dryrun.memory_trace import LIVE_KINDS
+
+WIDTH, HEIGHT = 1000, 300
+LEFT, RIGHT, TOP, BOTTOM = 60, 990, 24, 280
+"""Of the plot's area, in the picture's units."""
+BAND = 8
+"""Height of the stripe that shows the phases, below the plot."""
+MAX_TICKS = 6
+MIB, GIB = 2**20, 2**30
+GROUP_TITLES = (
+    "kind", "of", "made by", "in", "dtype", "shape", "last read by", "count", "MiB each", "MiB", "held", "unread",
+)
+"""Of the table of tensors; the first seven columns hold words."""
+
+KIND_COLOURS = dict(
+    zip(LIVE_KINDS, ("#4e79a7", "#59a14f", "#e3b505", "#86bcea", "#f28e2b", "#e15759", "#b07aa1", "#8c8c8c"))
+)
+PHASE_COLOURS = dict(zip(PHASES, ("#5b9bd5", "#9b59b6", "#d98880", "#7dab6d")))
+
+STYLE = """\
+:root { color-scheme: light dark; --text: #1c1e21; --back: #ffffff; --line: #c9ccd1; --soft: #f3f4f6; }
+@media (prefers-color-scheme: dark) { :root { --text: #e4e6eb; --back: #16181c; --line: #43474e; --soft: #22252b; } }
+body { margin: 2rem auto; max-width: 72rem; padding: 0 1rem; font: 15px/1.45 system-ui, sans-serif;
+       color: var(--text); background: var(--back); }
+svg { width: 100%; height: auto; } svg text { font-size: 11px; fill: var(--text); }
+.grid { stroke: var(--line); stroke-width: .5; } .peak { stroke: var(--text); stroke-dasharray: 4 3; }
+.hit { fill: transparent; } .hit:hover { fill: var(--text); fill-opacity: .18; }
+.box { display: inline-block; width: .8em; height: .8em; margin: 0 .35em 0 1em; border-radius: 2px; }
+.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 13px; margin: .5rem 0 1.5rem; }
+th, td { padding: .2rem .6rem; text-align: left; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th { background: var(--soft); } .n { text-align: right; font-variant-numeric: tabular-nums; }
+"""
+
+
+def page_of(title: str, subtitle: str, ranks: Mapping[int, Live]) -> str:
+    """The page.
+
+    Args:
+        title, subtitle: what was compiled.
+        ranks: what is alive in each rank's step.
+    """
+    sections = "\n".join(line for rank, live in ranks.items() for line in _section(rank, live))
+    return f"""\
+<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{escape(title)}</title><style>
+{STYLE}</style></head><body>
+<h1>{escape(title)}</h1>
+<p>{escape(subtitle)}</p>
+<p>What operators read and write, as MindSpore's compiler planned it. Not seen: workspaces of kernels, buffers of
+collectives.</p>
+{sections}
+</body></html>
+"""
+
+
+def _section(rank: int, live: Live) -> Iterator[str]:
+    peak = f"{size_text(live.peak_bytes)} at the peak, in kernel {live.peak_index + 1} of {len(live.kernels)}"
+    yield f"<h2>Rank {rank}</h2><p>{peak}: {escape(str(live.peak_kernel))}.</p>"
+    yield _legend(KIND_COLOURS, lambda kind: any(live.curve[kind]))
+    yield _legend(PHASE_COLOURS, live.by_phase.__contains__)
+    yield from _plot(live)
+    phases = ((phase, mib(number)) for phase, number in live.by_phase.items())
+    yield "<h3>Most bytes alive in each phase</h3>"
+    yield _table(("phase", "MiB"), phases, left=1)
+    yield "<h3>At the peak, by part of the model and by kind, MiB</h3>"
+    rows = [*live.by_part.items(), ("all", live.by_kind)]
+    totals = ((part, *(mib(row[kind]) for kind in LIVE_KINDS), mib(sum(row.values()))) for part, row in rows)
+    yield _table(("part", *LIVE_KINDS, "all"), totals, left=1)
+    yield "<h3>Alive at the peak, alike in layers and micro-batches</h3>"
+    yield _table(GROUP_TITLES, map(_cells, live.groups), left=7)
+    yield "<p>held: for so many kernels. unread: MiB that no kernel reads after the peak.</p>"
+
+
+def _cells(group: Group) -> tuple[str, ...]:
+    held = "" if group.num_kernels is None else str(group.num_kernels)
+    unread = mib(group.unread_bytes) if group.unread_bytes else ""
+    return (
+        group.kind, group.place, group.made_by, group.phase, group.dtype, shape_text(group), group.last_read,
+        str(group.count), mib(group.num_bytes / group.count), mib(group.num_bytes), held, unread,
+    )
+
+
+def _table(titles: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> str:
+    """A table whose first columns hold words, and the others numbers."""
+    kinds = ["" if column < left else ' class="n"' for column in range(len(titles))]
+    head = "".join(f"<th{kind}>{escape(title)}</th>" for kind, title in zip(kinds, titles))
+    body = "\n".join(
+        "<tr>" + "".join(f"<td{kind}>{escape(cell)}</td>" for kind, cell in zip(kinds, row)) + "</tr>" for row in rows
+    )
+    return f'<div class="wide"><table><tr>{head}</tr>\n{body}</table></div>'
+
+
+def _legend(colours: Mapping[str, str], is_shown: Callable[[str], bool]) -> str:
+    boxes = (
+        f'<span class="box" style="background:{colour}"></span>{escape(name)}'
+        for name, colour in colours.items() if is_shown(name)
+    )
+    return f"<p>{''.join(boxes)}</p>"
+
+
+def _plot(live: Live) -> Iterator[str]:
+    """The stacked curve, with a stripe of phases below, the peak, and a title for each column."""
+    columns, scale = live.columns(), _Scale(live)
+    yield f'<svg viewBox="0 0 {WIDTH} {HEIGHT + 20}" role="img" aria-label="live bytes over the kernels of a step">'
+    for tick in scale.ticks():
+        yield f'<path class="grid" d="M{LEFT} {scale.y(tick)}H{RIGHT}"/>'
+        yield f'<text x="{LEFT - 6}" y="{scale.y(tick) + 4}" text-anchor="end">{scale.label(tick)}</text>'
+    yield from _areas(columns, scale)
+    yield from _phases(live, columns, scale)
+    yield from _peak(live, scale)
+    yield from _titles(live, columns, scale)
+    yield f'<text x="{LEFT}" y="{HEIGHT + 14}">kernels in the order in which they run</text></svg>'
+
+
+class _Scale:
+    """From kernels and bytes to the picture's units."""
+
+    def __init__(self, live: Live):
+        self.num_kernels, self.top = len(live.kernels), max(live.peak_bytes, 1)
+        self.unit, self.name = (GIB, "GiB") if self.top >= GIB else (MIB, "MiB")
+
+    def x(self, kernel: int) -> float:
+        return round(LEFT + (RIGHT - LEFT) * kernel / self.num_kernels, 1)
+
+    def y(self, num_bytes: float) -> float:
+        return round(BOTTOM - (BOTTOM - TOP) * num_bytes / self.top, 1)
+
+    def ticks(self) -> list[float]:
+        """Bytes at round numbers of the unit."""
+        most = self.top / self.unit
+        steps = (digit * 10.0**power for power in range(-6, 6) for digit in (1, 2, 5))
+        step = next(step for step in steps if most / step <= MAX_TICKS)
+        return [number * step * self.unit for number in range(int(most / step) + 1)]
+
+    def label(self, num_bytes: float) -> str:
+        return f"{num_bytes / self.unit:g} {self.name}"
+
+
+def _areas(columns: Columns, scale: _Scale) -> Iterator[str]:
+    """One area a kind, on top of those before it."""
+    edges = [scale.x(kernel) for kernel in _starts(columns)] + [RIGHT]
+    below = [0] * len(columns.kernels)
+    for kind, numbers in columns.by_kind.items():
+        above = [low + number for low, number in zip(below, numbers)]
+        if any(numbers):
+            upper = _steps(edges, [scale.y(number) for number in above])
+            lower = _steps(edges[::-1], [scale.y(number) for number in below[::-1]])
+            shape = f"M{edges[0]} {BOTTOM}{upper}{lower}Z"
+            yield f'<path fill="{KIND_COLOURS[kind]}" d="{shape}"><title>{kind}</title></path>'
+        below = above
+
+
+def _starts(columns: Columns) -> list[int]:
+    """The first kernel of each column: all have as many."""
+    return [number * columns.width for number in range(len(columns.kernels))]
+
+
+def _steps(edges: Sequence[float], heights: Sequence[float]) -> str:
+    """A line over columns, from edge to edge; equal heights in one stroke."""
+    path, column = "", 0
+    for height, run in groupby(heights):
+        column += len(list(run))
+        path += f"V{height:g}H{edges[column]:g}"
+    return path
+
+
+def _phases(live: Live, columns: Columns, scale: _Scale) -> Iterator[str]:
+    """A stripe for each run of columns of a phase."""
+    edges, column = [*_starts(columns), len(live.kernels)], 0
+    for phase, run in groupby(live.kernels[kernel].phase for kernel in columns.kernels):
+        left = scale.x(edges[column])
+        column += len(list(run))
+        width = round(scale.x(edges[column]) - left, 1)
+        yield f'<rect x="{left}" y="{BOTTOM + 3}" width="{width}" height="{BAND}" fill="{PHASE_COLOURS[phase]}"/>'
+
+
+def _peak(live: Live, scale: _Scale) -> Iterator[str]:
+    x = scale.x(live.peak_index)
+    anchor = "start" if x < (LEFT + RIGHT) / 2 else "end"
+    yield f'<path class="peak" d="M{x} {TOP - 8}V{BOTTOM}"/>'
+    yield f'<text x="{x}" y="{TOP - 12}" text-anchor="{anchor}">peak: {escape(str(live.peak_kernel))}</text>'
+
+
+def _titles(live: Live, columns: Columns, scale: _Scale) -> Iterator[str]:
+    """What a pointer shows over each column."""
+    starts = _starts(columns) + [len(live.kernels)]
+    for number, kernel in enumerate(columns.kernels):
+        left, right = scale.x(starts[number]), scale.x(starts[number + 1])
+        alive = {kind: numbers[number] / scale.unit for kind, numbers in columns.by_kind.items() if numbers[number]}
+        parts = "\n".join(f"{kind} {size:.2f}" for kind, size in alive.items())
+        text = f"{kernel + 1}: {live.kernels[kernel]}\n{sum(alive.values()):.2f} {scale.name}\n{parts}"
+        yield (f'<rect class="hit" x="{left}" y="{TOP}" width="{round(right - left, 1)}" height="{BOTTOM - TOP}">'
+               f"<title>{escape(text)}</title></rect>")
