@@ -29,6 +29,17 @@ def operators(network: nn.Cell) -> Iterator[tuple[str, Primitive]]:
                 yield f"{path}.{name}".lstrip("."), primitive
 
 
+def cut_operators(network: nn.Cell) -> list[str]:
+    """Paths of those that a plan cuts: not reshapes, which follow by themselves, nor what sees a rank's slices."""
+    cells = dict(network.cells_and_names())
+    local = [path for path, cell in cells.items() if isinstance(cell, LocalLayer)]
+    return [
+        path
+        for path, operator in operators(network)
+        if (isinstance(operator, Morph) if path.rpartition(".")[0] in local else not isinstance(operator, Reshape))
+    ]
+
+
 def put_local_layers(network: nn.Cell, plan: Plan, here: Here) -> None:
     """Put layers of this rank in place of the model's, before its operators are cut.
 
@@ -51,8 +62,7 @@ def apply_plan(network: nn.Cell, plan: Plan, mesh: Mesh) -> None:
         LayoutError: if an operator has no rule or two, or a rule names nothing.
     """
     cells, found = dict(network.cells_and_names()), dict(operators(network))
-    cut = [path for path in found if _is_cut(found[path], cells[path.rpartition(".")[0]])]
-    for path, rule in match_all(cut, plan.layouts, "operator").items():
+    for path, rule in match_all(cut_operators(network), plan.layouts, "operator").items():
         _shard(found[path], rule, mesh)
     for path, stage in match(cells, plan.stages, "layer"):
         cells[path].pipeline_stage = stage.stage
@@ -62,13 +72,6 @@ def apply_plan(network: nn.Cell, plan: Plan, mesh: Mesh) -> None:
         again[path].recompute()
     for path, copied in match(cells, plan.copies, "layer"):
         cells[path].kv_copies = copied.copies
-
-
-def _is_cut(operator: Primitive, cell: nn.Cell) -> bool:
-    """Not what sees slices already, nor what follows by itself."""
-    if isinstance(cell, LocalLayer):
-        return isinstance(operator, Morph)
-    return not isinstance(operator, Reshape)
 
 
 def _shard(operator: Primitive, rule: LayoutRule, mesh: Mesh) -> None:
@@ -89,7 +92,7 @@ def _layout(cuts: Cuts, mesh: Mesh) -> Layout:
     """As MindSpore wants it for a function of slices."""
     used = AXES[1:]
     aliases = [names(cut) for cut in cuts if not isinstance(cut, int)]
-    grid = Layout(tuple(getattr(mesh, name) for name in used), used)
+    grid = Layout(tuple(mesh.degree(name) for name in used), used)
     return grid(*("None" if not alias else alias[0] if len(alias) == 1 else alias for alias in aliases))
 
 

@@ -8,8 +8,8 @@ the whole arrives in a Morph as this rank's part of a sum, and is handed on as o
 from __future__ import annotations
 
 import math
-from functools import partial
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Callable
 
 from mindspore import Tensor
@@ -18,6 +18,7 @@ from mindspore import nn, ops
 from mindspore.communication import create_group
 
 from mindmodel.parallel.mesh import Axis, Mesh, names
+from mindmodel.parallel.plans.decoder import sums_in_compute_dtype
 from mindmodel.recipe.schema import ParallelSection
 
 MOST_SLICES = 8
@@ -163,9 +164,8 @@ class LogitsOverTp(LocalLayer):
                 logits = self.product(ops.depend(hidden, before)[begin:end], weight)
             else:
                 logits = ops.depend(outputs[2], before)[begin:end]
-            before = self.gradient_of_slice(
-                logits, ops.depend(labels, before)[begin:end], outputs[0][begin:end], of_log_sum[begin:end], of_picked[begin:end]
-            )
+            own = ops.depend(labels, before)[begin:end], outputs[0][begin:end]  # else all targets are made at once
+            before = self.gradient_of_slice(logits, *own, of_log_sum[begin:end], of_picked[begin:end])
             parts = parts + (before,)
         gradient = self.join(parts)
         of_hidden = self.times(gradient, weight)
@@ -235,7 +235,7 @@ class WeightOverDp(WeightInDtype):
 
 def weight_layer(here: Here) -> nn.Cell:
     """What makes a float32 weight one of a product."""
-    return WeightOverDp(here) if here.parallel.reduce_dtype == "compute" else WeightInDtype(here)
+    return WeightOverDp(here) if sums_in_compute_dtype(here.parallel) else WeightInDtype(here)
 
 
 class LinearOverRanks(nn.Cell):

@@ -172,16 +172,35 @@ def devices_make_whole_nodes(recipe: Recipe) -> Iterator[Fault]:
         yield Fault("parallel.dp", text)
 
 
-def reduced_dtype_has_own_gathers(recipe: Recipe) -> Iterator[Fault]:
+def reduce_dtype_has_slices_to_sum(recipe: Recipe) -> Iterator[Fault]:
+    """In the compute dtype gradients are summed by the collective that gives each rank its slice, as they are made."""
     parallel = recipe.parallel
     if parallel.reduce_dtype == "float32":
         return
-    text = "'compute' {}. Use float32, or {}."
     if parallel.shard_optimizer != "states":
-        yield Fault("parallel.reduce_dtype", text.format("goes with sharded states only", "parallel.shard_optimizer=states"))
-    elif parallel.micro_batches != 1 or parallel.pp != 1:
-        why = "sums gradients as they are made, and micro-batches add theirs up in float32"
-        yield Fault("parallel.reduce_dtype", text.format(why, "one stage and parallel.micro_batches=1"))
+        text = f"'compute' goes with sharded states, and 'shard_optimizer={parallel.shard_optimizer}'. Use states there"
+    elif parallel.pp != 1 or parallel.micro_batches != 1:
+        text = (
+            f"'compute' sums gradients as they are made, and with 'pp={parallel.pp}' and 'micro_batches="
+            f"{parallel.micro_batches}' they are added up first, in float32. Use one stage and one micro-batch"
+        )
+    elif uneven := _not_cut_by_copies(recipe):
+        text = f"'compute' cuts weights over dp, cp and tp, and these do not divide {join_or(uneven)}. Use other degrees"
+    else:
+        return
+    yield Fault("parallel.reduce_dtype", f"{text}, or float32 here.")
+
+
+def _not_cut_by_copies(recipe: Recipe) -> list[str]:
+    """Sizes of weights' first dims that the ranks with copies do not divide."""
+    model, copies = recipe.model, known(recipe.parallel.dp) * known(recipe.parallel.cp)
+    heads = model.num_heads + 2 * (model.num_kv_heads or model.num_heads)
+    size = model.head_size or model.hidden_size // model.num_heads
+    columns = copies * known(recipe.parallel.tp)
+    sizes = {"hidden_size": (model.hidden_size, copies), "ffn_size": (2 * model.ffn_size, columns)}
+    sizes["(num_heads + 2 * num_kv_heads) * head_size"] = heads * size, columns
+    sizes["vocab_size"] = model.vocab_size or columns, columns
+    return [f"'{name}'" for name, (number, ranks) in sizes.items() if number % ranks]
 
 
 LAYOUT_RULES = (
@@ -197,5 +216,5 @@ LAYOUT_RULES = (
     sharded_optimizer_has_ranks,
     tied_stages_keep_parameters_whole,
     devices_make_whole_nodes,
-    reduced_dtype_has_own_gathers,
+    reduce_dtype_has_slices_to_sum,
 )

@@ -94,14 +94,14 @@ class ParallelSection:
         "what is split over the dp ranks", "none"
     )
     recompute: Literal["none", "selective", "full"] = key(
-        "activations computed again in the backward pass; a single CPU keeps them", "none"
+        "computed again in the backward pass; selective: norms, SwiGLU, logits; full: layers; a CPU keeps all", "none"
     )
     recompute_layers: Optional[int] = key("only the first N layers of a stage; default all", None, minimum=0)
     stages: Optional[tuple[int, ...]] = key("layers of each pipeline stage; default balanced", None, minimum=1)
     interleave: int = key("chunks of each pipeline stage, which take turns; fills the pipeline sooner", 1, minimum=1)
     cp_method: Literal["gather"] = key("how a cp rank sees all keys; gather: by an all-gather, the only way", "gather")
     reduce_dtype: Literal["float32", "compute"] = key(
-        "of gradients that ranks sum; compute: train.compute_dtype", "float32"
+        "of gradients that ranks sum; compute: train.compute_dtype, half the bytes", "float32"
     )
 
 

@@ -56,6 +56,7 @@ def single(recipe: Recipe, keep: AbstractSet[str] = frozenset()) -> tuple[Recipe
         "parallel.interleave": 1,
         "parallel.sequence_parallel": False,
         "parallel.shard_optimizer": "none",
+        "parallel.reduce_dtype": "float32",
     }
     alone = _apply(_replace(recipe, keys | whole), _for_any_device(recipe), keep)
     return alone, describe(differences(recipe, alone))

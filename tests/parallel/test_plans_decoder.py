@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from mindmodel.models.family import parameter_shapes
-from mindmodel.parallel.mesh import Mesh, local_shape
+from mindmodel.parallel.mesh import Mesh, local_shape, mesh_of
 from mindmodel.parallel.plan import match_all, matches
 from mindmodel.parallel.plans.decoder import decoder_plan, layer_places
 from mindmodel.recipe.schema import ModelSection, ParallelSection
@@ -23,18 +23,28 @@ LAYOUTS = {
     "copied heads": ParallelSection(dp=1, tp=8),
     "pp": ParallelSection(dp=1, pp=2, stages=(1, 2), recompute="full"),
     "recompute": ParallelSection(dp=2, recompute="selective", recompute_layers=2),
+    "compute": ParallelSection(dp=2, tp=2, sequence_parallel=True, shard_optimizer="states", reduce_dtype="compute"),
 }
 
 
 @pytest.fixture
-def network_of(kernels_of):
-    """Function: the network of a model with Ascend's operators."""
+def network_of(kernels_of, monkeypatch):
+    """Function: the network of a model with Ascend's operators, and a layout's own layers for the first rank."""
 
-    def build(model, z_loss=0.0):
+    def build(model, parallel, z_loss=0.0):
+        import mindspore as ms
+        from mindspore import ops
+
         from mindmodel.models.decoder import Decoder, DecoderLoss
+        from mindmodel.parallel.apply import put_local_layers
+        from mindmodel.parallel.local_layers import Here
 
         kernels_of("Ascend")
-        return DecoderLoss(Decoder(model, 16), model.vocab_size, z_loss)
+        monkeypatch.setattr(Here, "collective", lambda *_: ops.ReLU())  # a real one wants its ranks
+        network = DecoderLoss(Decoder(model, 16), model.vocab_size, z_loss)
+        here = Here(mesh=mesh_of(parallel), rank=0, parallel=parallel, dtype=ms.float32)
+        put_local_layers(network, decoder_plan(model, parallel), here)
+        return network
 
     return build
 
@@ -43,11 +53,11 @@ def network_of(kernels_of):
 @pytest.mark.parametrize("family", MODELS)
 @pytest.mark.parametrize("z_loss", [0.0, 1e-4])
 def test_every_operator_of_the_model_has_one_rule_and_no_rule_is_left_over(network_of, family, layout, z_loss):
-    from mindmodel.parallel.apply import operators
+    from mindmodel.parallel.apply import cut_operators
 
     model, parallel = MODELS[family], LAYOUTS[layout]
-    found = dict(operators(network_of(model, z_loss)))
-    assert match_all(found, decoder_plan(model, parallel).layouts, "operator").keys() == found.keys()
+    found = cut_operators(network_of(model, parallel, z_loss))
+    assert list(match_all(found, decoder_plan(model, parallel).layouts, "operator")) == found
 
 
 @pytest.mark.parametrize("family", MODELS)
@@ -55,8 +65,7 @@ def test_a_plan_can_be_applied_to_the_model(network_of, family):
     from mindmodel.parallel.apply import apply_plan
 
     for layout in LAYOUTS.values():
-        mesh = Mesh(dp=layout.dp, tp=layout.tp, cp=layout.cp, pp=layout.pp)
-        apply_plan(network_of(MODELS[family]), decoder_plan(MODELS[family], layout), mesh)
+        apply_plan(network_of(MODELS[family], layout), decoder_plan(MODELS[family], layout), mesh_of(layout))
 
 
 @pytest.mark.parametrize("family", MODELS)
@@ -129,8 +138,28 @@ def test_whole_blocks_are_computed_again_or_what_is_cheap_in_them():
     assert recomputed() == []
     assert recomputed(recompute="full") == ["decoder.layers.0", "decoder.layers.1", "decoder.layers.2"]
     assert recomputed(recompute="selective", recompute_layers=1) == [
-        "decoder.layers.0.attention.causal_attention", "decoder.layers.0.mlp.swiglu"
+        "decoder.layers.0.attention_norm.residual_norm.rms_norm",
+        "decoder.layers.0.mlp_norm.residual_norm.rms_norm",
+        "decoder.layers.0.mlp.swiglu.swiglu",
+        "decoder.layers.0.mlp.swiglu.flat",
     ]
+
+
+def test_gathered_tokens_are_never_kept():
+    assert recomputed(tp=2, sequence_parallel=True) == [
+        "decoder.layers.*.attention.qkv.linear.tokens.gather", "decoder.layers.*.mlp.gate_up.linear.tokens.gather"
+    ]
+
+
+def own_layers(layout):
+    return [rule.layer for rule in decoder_plan(MODELS["llama"], LAYOUTS[layout]).local]
+
+
+def test_layers_that_gather_sum_and_slice_by_themselves_stand_where_the_layout_needs_them():
+    assert own_layers("recompute") == ["logits"]
+    assert own_layers("dp tp") == ["logits", "embedding"]
+    assert own_layers("sequence_parallel") == ["logits", "embedding", *["linear of tokens"] * 2]
+    assert own_layers("compute") == ["logits", "embedding", *["linear of tokens"] * 2, *["linear"] * 2]
 
 
 def test_the_limit_of_layers_computed_again_holds_for_each_stage():

@@ -101,10 +101,10 @@ CASES = {
         "command line, parallel.dp: 'pp * dp * cp * tp' is 3 devices, and MindSpore takes 1, 2, 4 or a multiple of 8 "
         "Ascend devices. Change a degree.",
     ),
-    "gradients_are_reduced_in_float32": (
-        ["parallel.reduce_dtype=compute", "train.compute_dtype=bfloat16"],
-        "command line, parallel.reduce_dtype: 'compute' would sum gradients in bfloat16, which the training step "
-        "cannot do. Use float32.",
+    "reduce_dtype_has_slices_to_sum": (
+        ["parallel.reduce_dtype=compute"],
+        "command line, parallel.reduce_dtype: 'compute' goes with sharded states, and 'shard_optimizer=none'. Use "
+        "states there, or float32 here.",
     ),
     "recompute_layers_has_recompute": (
         ["parallel.recompute_layers=1"],
@@ -172,8 +172,16 @@ def test_rules_pass_over_what_an_auto_degree_decides(load):
         resolve_degrees(recipe, 16)
 
 
-def test_float32_is_a_compute_dtype_that_gradients_are_reduced_in(load):
-    assert load("parallel.reduce_dtype=compute").parallel.reduce_dtype == "compute"
+STATES = "parallel.shard_optimizer=states"
+COMPUTE = "parallel.reduce_dtype=compute"
+
+
+def test_gradients_are_summed_in_the_compute_dtype_where_each_rank_gets_its_slice(load):
+    assert load(STATES, COMPUTE).parallel.reduce_dtype == "compute"
+    with pytest.raises(RecipeError, match="with 'pp=1' and 'micro_batches=2' they are added up first, in float32"):
+        load(STATES, COMPUTE, "parallel.micro_batches=2")
+    with pytest.raises(RecipeError, match="these do not divide 'hidden_size'.* Use other degrees, or float32 here"):
+        load(STATES, COMPUTE, "parallel.dp=7", "train.tokens_per_step=7168")
 
 
 def test_qwen3_has_qk_norm_by_itself(load):

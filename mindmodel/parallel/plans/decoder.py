@@ -95,21 +95,28 @@ def _local(parallel: ParallelSection) -> tuple[LocalRule, ...]:
         found.append(LocalRule(path=EMBEDDING, layer="embedding"))
     if parallel.sequence_parallel:
         found += [LocalRule(path=path, layer="linear of tokens") for path in COLUMNS]
-    if parallel.reduce_dtype == "compute":
+    if sums_in_compute_dtype(parallel):
         paths = ROWS if parallel.sequence_parallel else COLUMNS + ROWS
         found += [LocalRule(path=path, layer="linear") for path in paths]
     return tuple(found)
 
 
+def sums_in_compute_dtype(parallel: ParallelSection) -> bool:
+    """Whether ranks with copies of a weight sum its gradients in the compute dtype."""
+    mesh = mesh_of(parallel)
+    return parallel.reduce_dtype == "compute" and mesh.dp * mesh.cp > 1
+
+
 def _own_embedding(parallel: ParallelSection) -> bool:
-    return mesh_of(parallel).tp > 1 or parallel.reduce_dtype == "compute"
+    return mesh_of(parallel).tp > 1 or sums_in_compute_dtype(parallel)
 
 
 def _gathered_weights(parallel: ParallelSection) -> tuple[LayoutRule, ...]:
     """Weights that are gathered over the ranks that hold copies, by our own collectives."""
-    if parallel.reduce_dtype != "compute":
+    if not sums_in_compute_dtype(parallel):
         return ()
-    columns = [_rule(f"{path}.weight.whole", ((TP, "dp", "cp"), None), out=(TP, None)) for path in (EMBEDDING, HEAD, *COLUMNS)]
+    held: Cuts = (TP, "dp", "cp"), None
+    columns = (_rule(f"{path}.weight.whole", held, out=(TP, None)) for path in (EMBEDDING, HEAD, *COLUMNS))
     return (*columns, *(_rule(f"{path}.weight.whole", (TOKENS, TP), out=(None, TP)) for path in ROWS))
 
 
