@@ -1,0 +1,110 @@
+"""What the graph that a chip would run does not waste: each line was once measured as memory, bytes or kernels."""
+
+from __future__ import annotations
+
+import pytest
+
+from mindmodel.dryrun.compile import compiled
+from mindmodel.dryrun.jobs import Job
+from mindmodel.dryrun.report import report_of
+from mindmodel.recipe.load import recipe_from_dict
+from mindmodel.recipe.rules import with_defaults
+
+SIZES = {"hidden_size": 512, "num_layers": 2, "num_heads": 8, "ffn_size": 1024, "vocab_size": 8192}
+TOKENS, TP = 1024, 4
+SLICES = 8
+LOGITS_BYTES = 2 * TOKENS * SIZES["vocab_size"] // TP
+"""In bfloat16, of a rank."""
+
+LAYOUTS = {
+    "plain": {},
+    "selective, summed in bfloat16": {"recompute": "selective", "reduce_dtype": "compute"},
+    "micro-batches": {"recompute": "selective", "micro_batches": 2},
+}
+SUMMED = "selective, summed in bfloat16"
+LAYER_KERNELS = {"plain": 30, SUMMED: 42}
+"""In a layer: cast and transposed products of four weights, norms and what is added, rotation, attention, SwiGLU."""
+
+
+def recipe_of(**parallel):
+    sections = {
+        "name": "lean",
+        "model": SIZES,
+        "data": {"source": "stdlib", "seq_len": TOKENS, "tokenizer": "tokenizer.json"},
+        "parallel": {"dp": 2, "tp": TP, "sequence_parallel": True, "shard_optimizer": "states", **parallel},
+        "train": {"steps": 1, "tokens_per_step": 4 * TOKENS, "compute_dtype": "bfloat16"},
+    }
+    sections["train"]["tokens_per_step"] = 2 * TOKENS * sections["parallel"].get("micro_batches", 1)
+    return with_defaults(recipe_from_dict(sections, "tests"))
+
+
+@pytest.fixture(scope="module")
+def reports(standin):
+    """What the compiler says of each layout's first rank."""
+    numbered = enumerate(LAYOUTS.items())
+    jobs = {
+        name: Job(name=f"lean-{number}", recipe=recipe_of(**keys), rank=0, level=1)
+        for number, (name, keys) in numbered
+    }
+    with compiled(list(jobs.values()), 2) as results:
+        return {name: report_of(results[job.name]) for name, job in jobs.items()}
+
+
+@pytest.fixture(params=LAYOUTS)
+def report(reports, request):
+    """One of them after the other."""
+    return reports[request.param]
+
+
+def bytes_by_dtype(report, kind, axis):
+    return {c.dtype: c.bytes for c in report.collectives if c.kind == kind and c.axes == (axis,)}
+
+
+def test_weights_are_gathered_in_the_dtype_of_the_products(report):
+    assert bytes_by_dtype(report, "AllGather", "dp").keys() - {"int32"} == {"bfloat16"}
+
+
+def test_gradients_are_summed_in_float32_unless_the_recipe_says_otherwise(reports):
+    plain, summed = (bytes_by_dtype(reports[name], "ReduceScatter", "dp") for name in ("plain", SUMMED))
+    assert plain.keys() == {"float32"} and summed.keys() == {"bfloat16"}
+    assert summed["bfloat16"] * 2 == plain["float32"]
+
+
+def test_activations_go_over_tp_in_the_compute_dtype(report):
+    """In float32 only one number a token, for the loss."""
+    for kind in ("AllGather", "ReduceScatter", "AllReduce"):
+        assert bytes_by_dtype(report, kind, "tp").get("float32", 0) < TOKENS * SIZES["hidden_size"]
+
+
+def test_logits_are_there_once_in_the_compute_dtype(report):
+    logits = [group for group in report.live.groups if group.kind == "logits"]
+    assert [group for group in logits if group.dtype != "bf16" and group.shape[0] > TOKENS // SLICES] == []
+    assert report.by_kind["logits"] <= 2 * LOGITS_BYTES + 4 * 2 * LOGITS_BYTES // SLICES
+
+
+def test_logits_that_are_computed_again_are_not_kept(reports):
+    held = [group for group in reports[SUMMED].live.groups if group.shape == (TOKENS, SIZES["vocab_size"] // TP)]
+    assert sum(group.count for group in held) <= 1
+
+
+def test_one_mask_and_one_pair_of_rotary_tables_are_in_memory(reports):
+    mask, table = 2048 * 2048, 2 * TOKENS * SIZES["hidden_size"] // SIZES["num_heads"]
+    for name in LAYER_KERNELS:
+        constants = reports[name].live.by_kind["constants"]
+        assert mask + 2 * table <= constants < mask + 2 * table + (1 << 17)
+
+
+@pytest.mark.parametrize("layout", LAYER_KERNELS)
+def test_a_layer_has_no_more_kernels(reports, layout):
+    assert reports[layout].layer_kernels / SIZES["num_layers"] <= LAYER_KERNELS[layout]
+
+
+def test_a_tensor_takes_five_kernels_from_its_gradient_to_its_update(reports):
+    kernels, num_tensors = reports["plain"].kernels, 2 + 1 + 6 * SIZES["num_layers"]
+    for name in ("Square", "NanToNum", "AdamApplyOneWithDecayAssign"):
+        assert kernels[name] == num_tensors
+    assert not kernels.keys() & {"Transpose", "BroadcastTo", "ZerosLike"}
+
+
+def test_norms_are_fused_with_the_addition_before_them(report):
+    assert report.kernels["AddRmsNorm"] >= 2 * SIZES["num_layers"] - 1
