@@ -185,7 +185,7 @@ def reduce_dtype_has_slices_to_sum(recipe: Recipe) -> Iterator[Fault]:
             f"{parallel.micro_batches}' they are added up first, in float32. Use one stage and one micro-batch"
         )
     elif uneven := _not_cut_by_copies(recipe):
-        text = f"'compute' cuts weights over dp, cp and tp, and these do not divide {join_or(uneven)}. Use other degrees"
+        text = f"'compute' cuts weights over dp, cp and tp, which do not divide {join_or(uneven)}. Use other degrees"
     else:
         return
     yield Fault("parallel.reduce_dtype", f"{text}, or float32 here.")

@@ -65,7 +65,9 @@ LAYOUTS = {
     "dp4 parameters": recipe_of(dp=4, shard_optimizer="parameters"),
     "dp2 tp2 recompute": recipe_of(**FOUR, recompute="full"),
     "tp2 recompute selective": recipe_of(tp=2, recompute="selective"),
-    "dp2 tp2 summed in compute": recipe_of(**SEQUENCE, dp=2, **IN_COMPUTE, recompute="selective", train={"z_loss": 0.01}),
+    "dp2 tp2 summed in compute": recipe_of(
+        **SEQUENCE, dp=2, **IN_COMPUTE, recompute="selective", train={"z_loss": 0.01}
+    ),
     "dp4 tied summed in compute": recipe_of(family="qwen3", tied=True, dp=4, **IN_COMPUTE),
     "dp2 tp2 tied qk_norm": recipe_of(**FOUR, family="qwen3", tied=True),
     "dp2 accumulated": recipe_of(dp=2, micro_batches=2, train={**UNCLIPPED, "z_loss": 0.01}),

@@ -180,7 +180,7 @@ def test_gradients_are_summed_in_the_compute_dtype_where_each_rank_gets_its_slic
     assert load(STATES, COMPUTE).parallel.reduce_dtype == "compute"
     with pytest.raises(RecipeError, match="with 'pp=1' and 'micro_batches=2' they are added up first, in float32"):
         load(STATES, COMPUTE, "parallel.micro_batches=2")
-    with pytest.raises(RecipeError, match="these do not divide 'hidden_size'.* Use other degrees, or float32 here"):
+    with pytest.raises(RecipeError, match="which do not divide 'hidden_size'.* Use other degrees, or float32 here"):
         load(STATES, COMPUTE, "parallel.dp=7", "train.tokens_per_step=7168")
 
 

@@ -12,10 +12,16 @@ from mindmodel.recipe.schema import ModelSection, ParallelSection
 TOKENS: Axis = ("dp", "cp")
 """Of the dim [B S] of flattened activations: with cp, a rank and micro-batch has one sequence."""
 
-TP: Axis = "tp"
-COLUMNS = ("decoder.layers.*.attention.qkv.linear", "decoder.layers.*.mlp.gate_up.linear")
-ROWS = ("decoder.layers.*.attention.out.linear", "decoder.layers.*.mlp.down.linear")
+TP = "tp"
 EMBEDDING, HEAD = "decoder.embedding.embedding", "loss.head_loss.logits"
+LAYER = "decoder.layers.*"
+ATTENTION = f"{LAYER}.attention.causal_attention"
+
+COLUMNS = (f"{LAYER}.attention.qkv.linear", f"{LAYER}.mlp.gate_up.linear")
+"""Products whose outputs are cut over tp."""
+ROWS = (f"{LAYER}.attention.out.linear", f"{LAYER}.mlp.down.linear")
+"""Products whose inputs are cut over tp."""
+
 ELEMENTWISE = (
     ".attention_norm.residual_norm.rms_norm",
     ".mlp_norm.residual_norm.rms_norm",
@@ -23,8 +29,6 @@ ELEMENTWISE = (
     ".mlp.swiglu.flat",
 )
 """Of a layer, what is cheap to compute again."""
-
-LAYER, ATTENTION = "decoder.layers.*", "decoder.layers.*.attention.causal_attention"
 
 
 def decoder_plan(model: ModelSection, parallel: ParallelSection) -> Plan:
@@ -115,7 +119,7 @@ def _gathered_weights(parallel: ParallelSection) -> tuple[LayoutRule, ...]:
     """Weights that are gathered over the ranks that hold copies, by our own collectives."""
     if not sums_in_compute_dtype(parallel):
         return ()
-    held: Cuts = (TP, "dp", "cp"), None
+    held: Cuts = ((TP, "dp", "cp"), None)
     columns = (_rule(f"{path}.weight.whole", held, out=(TP, None)) for path in (EMBEDDING, HEAD, *COLUMNS))
     return (*columns, *(_rule(f"{path}.weight.whole", (TOKENS, TP), out=(None, TP)) for path in ROWS))
 
@@ -140,19 +144,17 @@ def _blocks(model: ModelSection, parallel: ParallelSection, residual: Axis) -> t
     return (
         _norm(f"{LAYER}.attention_norm.residual_norm", residual),
         *(_gathered(f"{path}.tokens.tokens", residual) for path in COLUMNS if parallel.sequence_parallel),
-        _columns(f"{LAYER}.attention.qkv.linear.matmul"),
+        *(_columns(f"{path}.matmul") for path in COLUMNS),
         _rule(f"{ATTENTION}.split", (*groups, None, None)),
         *(_rule(f"{ATTENTION}.{name}", (*groups, copies, None)) for name in ("k_repeat", "v_repeat")),
         *(head_norms if model.qk_norm else ()),
         _rule(f"{ATTENTION}.q_rope", heads, table, table),
         _rule(f"{ATTENTION}.k_rope", heads, table, table),
         _rule(f"{ATTENTION}.flash_attention", queries, keys, keys, (None, None)),
-        _rows(f"{LAYER}.attention.out.linear.matmul", residual),
+        *(_rows(f"{path}.matmul", residual) for path in ROWS),
         _add(f"{LAYER}.attention_add", residual),
         _norm(f"{LAYER}.mlp_norm.residual_norm", residual),
-        _columns(f"{LAYER}.mlp.gate_up.linear.matmul"),
         _rule(f"{LAYER}.mlp.swiglu.swiglu", (TOKENS, TP, None, None)),
-        _rows(f"{LAYER}.mlp.down.linear.matmul", residual),
         _add(f"{LAYER}.mlp_add", residual),
     )
 
