@@ -11,8 +11,9 @@ extrapolated from two depths unless --layers has 32. Nothing is timed on a chip,
 buffers of the communication are seen.
 
 Rivals: mindmodel, from the recipe tools/bench/graph.yaml and --set. mindformers: its legacy Llama, as its Trainer builds
-the step from the published settings. mindformers-tuned: with the settings of TUNED, which its YAML files may have too.
-bound: by hand, see tools/bench/graph_bounds.py.
+the step from the published settings. mindformers-inline: the whole model lazily inlined, which that Trainer switches off
+without a pipeline. mindformers-tuned: with the best settings that its YAML files may have. bound: by hand, see
+tools/bench/graph_bounds.py.
 
 Columns: GiB in memory at the peak; GiB that the rank's links carry in a step: rings, and both ways between stages;
 kernels a layer: the difference of two depths over the difference in layers, without views, events, collectives and the
@@ -45,12 +46,19 @@ from mindmodel.parallel.mesh import mesh_of
 from mindmodel.recipe.dump import recipe_to_dict
 from mindmodel.recipe.schema import Recipe
 
+PLAIN: dict[str, Any] = {"model": {}, "optimizer": {}}
+INLINE: dict[str, Any] = {"model": {"disable_lazy_inline": False}, "optimizer": {}}
 TUNED: dict[str, Any] = {
-    "model": {"parallel_optimizer": True, "use_attn_mask_compression": True, "qkv_concat": True},
+    "model": {
+        "parallel_optimizer": True,
+        "use_attn_mask_compression": True,
+        "qkv_concat": True,
+        "layernorm_compute_type": "bfloat16",
+        "rotary_dtype": "bfloat16",
+    },
     "optimizer": {"use_fused": True},
 }
-"""The embedding's state split too, no dense mask, fused projections and a fused optimizer."""
-PLAIN: dict[str, Any] = {"model": {}, "optimizer": {}}
+"""The embedding's state split too, no dense mask, fused projections, norms and rotation in mindmodel's dtype, AdamW fused."""
 OURS, PEER, BOUND = "mindmodel", "mindformers", "bound"
 TARGET = 32
 GIB = 2**30
@@ -111,6 +119,7 @@ def _read(folder: Path, job: Job, result: dict[str, Any]) -> Counts:
 RIVALS: dict[str, Callable[[Recipe, int], Counts]] = {
     OURS: of_mindmodel,
     PEER: of_mindformers(PLAIN),
+    f"{PEER}-inline": of_mindformers(INLINE),
     f"{PEER}-tuned": of_mindformers(TUNED),
 }
 """Name -> what compiles it; the bound is computed."""
@@ -218,7 +227,7 @@ def arguments(argv: Optional[Sequence[str]]) -> argparse.Namespace:
                         help=f"default all: {', '.join(LAYOUTS)}")
     parser.add_argument("--layers", type=depths, default=[4, 8], metavar="N[,N]", help="default 4,8; multiples of pp")
     parser.add_argument("--rival", nargs="+", choices=rivals, default=[OURS, PEER, BOUND], metavar="NAME",
-                        help=f"of {', '.join(rivals)}; default without tuned")
+                        help=f"of {', '.join(rivals)}; default {OURS} {PEER} {BOUND}")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE",
                         help="put on top of the recipe; MindFormers follows sizes and degrees")
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE", help="also as JSON; without FILE only that")
