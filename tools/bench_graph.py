@@ -1,25 +1,25 @@
 """The graph that an Ascend chip would run: mindmodel's beside MindFormers' own Llama and beside hand-made bounds.
 
-usage: python tools/bench_graph.py                                       (hours; no chip and no CANN are needed)
+usage: python tools/bench_graph.py                                      (half an hour; neither chip nor CANN is needed)
        python tools/bench_graph.py --layout dp2tp4 dp2tp4-sp --layers 4,8 --json
        python tools/bench_graph.py --layout dp8tp8-sp --layers 32 --rival mindmodel bound
-       python tools/bench_graph.py --rival mindmodel --set parallel.reduce_dtype=compute
+       python tools/bench_graph.py --rival mindmodel --set parallel.shard_optimizer=gradients
 
 Each layout of Llama 7B is compiled for one rank by MindSpore's own compiler, which then plays a step
-(MS_SIMULATION_LEVEL=1): both sides through the same one, with clipping and the finite check on. 32 layers are
-extrapolated from two depths unless --layers has 32. Nothing is timed on a chip, and neither workspaces of kernels nor
-buffers of the communication are seen.
+(MS_SIMULATION_LEVEL=1): both sides through the same, with clipping and the finite check on. 32 layers are extrapolated
+from two depths unless --layers has 32. Nothing is timed on a chip, and neither workspaces of kernels nor buffers of the
+communication are seen.
 
-Rivals: mindmodel, from the recipe tools/bench/graph.yaml and --set. mindformers: its legacy Llama, as its Trainer builds
-the step from the published settings. mindformers-inline: the whole model lazily inlined, which that Trainer switches off
-without a pipeline. mindformers-tuned: with the best settings that its YAML files may have. bound: by hand, see
+Rivals: mindmodel, from the recipe tools/bench/graph.yaml and --set. mindformers: legacy Llama, as its Trainer builds
+the step from the published settings. mindformers-inline: with the model lazily inlined, which that Trainer switches
+off without a pipeline. mindformers-tuned: with the best settings that its YAML files may have. bound: by hand, see
 tools/bench/graph_bounds.py.
 
 Columns: GiB in memory at the peak; GiB that the rank's links carry in a step: rings, and both ways between stages;
 kernels a layer: the difference of two depths over the difference in layers, without views, events, collectives and the
 update (of a stage: all micro-batches, over the stages); kernels of the update, which is optimizer, learning rate,
 clipping and finite check, over the parameters' tensors; CPU seconds of the compilation without imports. Ratios are
-mindmodel's over the other's. The exit code is 1 if a rival does not compile, 2 if there is nothing to compile.
+mindmodel's over the other's. The exit code is 1 if a rival does not compile, 2 if none can be.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Iterator, Optional, Sequence
+from typing import Any, Callable, Iterator, Mapping, Optional, Sequence
 
 from bench.graph_bounds import gathered_again_bytes, peak_bytes, sizes_of, wire_bytes
 from bench.graph_counts import Counts, read_counts
@@ -58,7 +58,9 @@ TUNED: dict[str, Any] = {
     },
     "optimizer": {"use_fused": True},
 }
-"""The embedding's state split too, no dense mask, fused projections, norms and rotation in mindmodel's dtype, AdamW fused."""
+"""The embedding's state split, no dense mask, fused projections and AdamW, norms and rotation in mindmodel's dtype."""
+Recipes = Mapping[int, Recipe]
+"""By layers, the deepest last."""
 OURS, PEER, BOUND = "mindmodel", "mindformers", "bound"
 TARGET = 32
 GIB = 2**30
@@ -149,36 +151,35 @@ def rows_of(layout: Layout, rival: str, found: dict[int, Counts]) -> list[Row]:
     ]
 
 
-def bound_rows(layout: Layout, depths: Sequence[int], changes: Sequence[str]) -> Iterator[Row]:
+def bound_rows(layout: Layout, recipes: Recipes) -> Iterator[Row]:
     """The bound at the depths of the others."""
-    for layers in sorted({*depths, TARGET} if len(depths) > 1 else depths):
-        sizes = sizes_of(layout.recipe(layers, changes), layout.rank)
+    for layers, recipe in recipes.items():
+        sizes = sizes_of(recipe, layout.rank)
         peak, wire = round(peak_bytes(sizes)), round(wire_bytes(sizes))
         yield Row(layout=layout.name, rival=BOUND, layers=layers, peak_bytes=peak, wire_bytes=wire)
 
 
-def measure(layout: Layout, args: argparse.Namespace) -> tuple[list[Row], list[str]]:
+def measure(layout: Layout, recipes: Recipes, args: argparse.Namespace) -> tuple[list[Row], list[str]]:
     """Rows of all rivals, and what became of those that failed."""
     rows, failures = [], []
-    recipes = {layers: layout.recipe(layers, args.set) for layers in args.layers}
     for rival in args.rival:
         if rival == BOUND:
-            rows += bound_rows(layout, args.layers, args.set)
+            rows += bound_rows(layout, recipes)
             continue
         try:
             found = {}
-            for layers, recipe in recipes.items():
+            for layers in args.layers:
                 print(f"compiling {layout.name}, {layers} layers: {rival}", file=sys.stderr, flush=True)
-                found[layers] = RIVALS[rival](recipe, layout.rank)
+                found[layers] = RIVALS[rival](recipes[layers], layout.rank)
             rows += rows_of(layout, rival, found)
         except (ChildFailed, LayoutError) as error:
             failures.append(f"{layout.name}: {rival} failed: {error}")
     return rows, failures
 
 
-def show(layout: Layout, rows: Sequence[Row], changes: Sequence[str]) -> str:
+def show(layout: Layout, recipes: Recipes, rows: Sequence[Row]) -> str:
     """The table of a layout, for the deepest model."""
-    deepest = max((row.layers for row in rows), default=0)
+    deepest = max(recipes)
     shown = [row for row in rows if row.layers == deepest]
     ours = next((row for row in shown if row.rival == OURS), None)
     header = ["rival", "layers", "peak_GiB", "ratio", "wire_GiB", "ratio"]
@@ -194,9 +195,9 @@ def show(layout: Layout, rows: Sequence[Row], changes: Sequence[str]) -> str:
     if any(row.extrapolated for row in shown):
         compiled = sorted({row.layers for row in rows if not row.extrapolated and row.rival != BOUND})
         notes.append(f"* extrapolated on the line through {' and '.join(map(str, compiled))} layers")
-    again = gathered_again_bytes(sizes_of(layout.recipe(deepest, changes), layout.rank)) if shown else 0
+    again = gathered_again_bytes(sizes_of(recipes[deepest], layout.rank))
     if again and any(row.rival == BOUND for row in shown):
-        notes.append(f"the bound of the peak keeps inputs split: gathered again they add {again / GIB:.2f} GiB of wire")
+        notes.append(f"the bound of the peak needs inputs gathered again: {again / GIB:.2f} GiB more on the wire")
     return "\n".join([title, table(header, lines), *notes, ""])
 
 
@@ -211,7 +212,7 @@ def _cell(value: Optional[float]) -> str:
     return "" if value is None else f"{value:.1f}"
 
 
-def depths(text: str) -> list[int]:
+def one_or_two(text: str) -> list[int]:
     """One or two numbers of layers, as 4,8."""
     parts = text.split(",")
     if not all(part.isdigit() and int(part) for part in parts) or not len(set(parts)) == len(parts) <= 2:
@@ -225,7 +226,8 @@ def arguments(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layout", nargs="+", choices=LAYOUTS, default=list(LAYOUTS), metavar="NAME",
                         help=f"default all: {', '.join(LAYOUTS)}")
-    parser.add_argument("--layers", type=depths, default=[4, 8], metavar="N[,N]", help="default 4,8; multiples of pp")
+    parser.add_argument("--layers", type=one_or_two, default=[4, 8], metavar="N[,N]",
+                        help="default 4,8; multiples of pp")
     parser.add_argument("--rival", nargs="+", choices=rivals, default=[OURS, PEER, BOUND], metavar="NAME",
                         help=f"of {', '.join(rivals)}; default {OURS} {PEER} {BOUND}")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE",
@@ -240,12 +242,18 @@ def arguments(argv: Optional[Sequence[str]]) -> argparse.Namespace:
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
-    """Compile, print, and tell whether every rival did compile."""
+    """Compile, print, and tell whether every rival did compile.
+
+    Raises:
+        MindModelError: if the changes do not fit, or no rank can be compiled here.
+    """
     args = arguments(argv)
+    depths = sorted({*args.layers, TARGET}) if len(args.layers) > 1 else args.layers
     out, content, faults = sys.stderr if args.json == "-" else sys.stdout, [], []
+    recipes = {name: {layers: LAYOUTS[name].recipe(layers, args.set) for layers in depths} for name in args.layout}
     for name in args.layout:
-        rows, failures = measure(LAYOUTS[name], args)
-        print(show(LAYOUTS[name], rows, args.set), file=out, flush=True)
+        rows, failures = measure(LAYOUTS[name], recipes[name], args)
+        print(show(LAYOUTS[name], recipes[name], rows), file=out, flush=True)
         content += [row.to_json() for row in rows]
         faults += failures
     write_json(args.json, {"rows": content})
