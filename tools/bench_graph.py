@@ -7,8 +7,8 @@ usage: python tools/bench_graph.py                                      (half an
 
 Each layout of Llama 7B is compiled for one rank by MindSpore's own compiler, which then plays a step
 (MS_SIMULATION_LEVEL=1): both sides through the same, with clipping and the finite check on. 32 layers are extrapolated
-from two depths unless --layers has 32. Nothing is timed on a chip, and neither workspaces of kernels nor buffers of the
-communication are seen.
+from two depths unless --layers has 32; only a model of that depth shows whether its peak lies where theirs do. Nothing
+is timed on a chip, and neither workspaces of kernels nor buffers of the communication are seen.
 
 Rivals: mindmodel, from the recipe tools/bench/graph.yaml and --set. mindformers: legacy Llama, as its Trainer builds
 the step from the published settings. mindformers-inline: with the model lazily inlined, which that Trainer switches
@@ -29,7 +29,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping, Optional, Sequence
 
@@ -79,10 +79,6 @@ class Row:
     optimizer_kernels_per_tensor: Optional[float] = None
     compile_cpu_s: Optional[float] = None
     extrapolated: bool = False
-
-    def to_json(self) -> dict[str, Any]:
-        """As --json prints it."""
-        return dict(vars(self))
 
 
 def of_mindmodel(recipe: Recipe, rank: int) -> Counts:
@@ -182,14 +178,8 @@ def show(layout: Layout, recipes: Recipes, rows: Sequence[Row]) -> str:
     deepest = max(recipes)
     shown = [row for row in rows if row.layers == deepest]
     ours = next((row for row in shown if row.rival == OURS), None)
-    header = ["rival", "layers", "peak_GiB", "ratio", "wire_GiB", "ratio"]
-    header += ["kernels/layer", "update/tensor", "compile_s"]
-    lines = []
-    for row in shown:
-        peaks = [f"{row.peak_bytes / GIB:.2f}", _over(ours, row, "peak_bytes")]
-        wires = [f"{row.wire_bytes / GIB:.2f}", _over(ours, row, "wire_bytes")]
-        others = [_cell(row.kernels_per_layer), _cell(row.optimizer_kernels_per_tensor), _cell(row.compile_cpu_s)]
-        lines.append([row.rival, f"{row.layers}{'*' * row.extrapolated}", *peaks, *wires, *others])
+    header = ["rival", "layers", "peak_GiB", "ratio", "wire_GiB", "ratio", "kernels/layer"]
+    header += ["update/tensor", "compile_s"]
     title = f"{layout.name}, rank {layout.rank} of {layout.dp * layout.tp * layout.pp}"
     notes = []
     if any(row.extrapolated for row in shown):
@@ -198,7 +188,20 @@ def show(layout: Layout, recipes: Recipes, rows: Sequence[Row]) -> str:
     again = gathered_again_bytes(sizes_of(recipes[deepest], layout.rank))
     if again and any(row.rival == BOUND for row in shown):
         notes.append(f"the bound of the peak needs inputs gathered again: {again / GIB:.2f} GiB more on the wire")
-    return "\n".join([title, table(header, lines), *notes, ""])
+    return "\n".join([title, table(header, [_cells(row, ours) for row in shown]), *notes, ""])
+
+
+def _cells(row: Row, ours: Optional[Row]) -> list[str]:
+    """Of the table, under its header."""
+    return [
+        row.rival,
+        f"{row.layers}{'*' * row.extrapolated}",
+        f"{row.peak_bytes / GIB:.2f}",
+        _over(ours, row, "peak_bytes"),
+        f"{row.wire_bytes / GIB:.2f}",
+        _over(ours, row, "wire_bytes"),
+        *map(_cell, (row.kernels_per_layer, row.optimizer_kernels_per_tensor, row.compile_cpu_s)),
+    ]
 
 
 def _over(ours: Optional[Row], row: Row, name: str) -> str:
@@ -254,7 +257,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     for name in args.layout:
         rows, failures = measure(LAYOUTS[name], recipes[name], args)
         print(show(LAYOUTS[name], recipes[name], rows), file=out, flush=True)
-        content += [row.to_json() for row in rows]
+        content += [asdict(row) for row in rows]
         faults += failures
     write_json(args.json, {"rows": content})
     for fault in faults:

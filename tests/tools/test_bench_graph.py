@@ -40,11 +40,11 @@ def run(monkeypatch, capsys):
     compiled = []
 
     def rival(scale):
-        def compile(recipe, rank):
+        def compile_nothing(recipe, rank):
             compiled.append((recipe.model.num_layers, rank))
             return counts(recipe.model.num_layers, scale)
 
-        return compile
+        return compile_nothing
 
     monkeypatch.setattr(bench_graph, "RIVALS", {"mindmodel": rival(1), "mindformers": rival(2)})
 
