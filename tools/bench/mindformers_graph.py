@@ -43,6 +43,7 @@ def main(recipe: Recipe, rank: int, settings: dict[str, Any]) -> None:
         step = _step(recipe, settings)
     shape = recipe.padded_sequences, recipe.data.seq_len + 1
     step(ms.Tensor(np.ones(shape, np.int32)))
+    ms.runtime.synchronize()
     result = {"peak_bytes": ms.runtime.max_memory_allocated(), "cpu_s": _cpu_s() - begin_s}
     Path(RESULT_NAME).write_text(json.dumps(result))
 
