@@ -65,14 +65,14 @@ def compiled(
         LayoutError: if the compiler refuses a rank: which, why, and the operator.
         BuildError: if there is neither CANN nor a stand-in.
     """
-    environment = {**os.environ, **_environment(jobs[0].level), **standin.toolkit()}
+    variables = {**os.environ, **environment(jobs[0].level)}
     _remove_left_folders(Path(tempfile.gettempdir()))
     with tempfile.TemporaryDirectory(prefix=f"{FOLDER_PREFIX}{os.getpid()}-") as name:
         folder = Path(name)
         for job in jobs:
             (folder / job.name).mkdir()
         write_jobs(folder / JOBS_NAME, jobs, at_once)
-        codes = _run_child(folder, {job.name for job in jobs}, environment, progress)
+        codes = _run_child(folder, {job.name for job in jobs}, variables, progress)
         yield {job.name: _result(job, folder / job.name, codes[job.name]) for job in jobs}
 
 
@@ -84,11 +84,14 @@ def _remove_left_folders(parent: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _environment(level: int) -> dict[str, str]:
-    """What MindSpore reads while it is loaded, before the forks.
+def environment(level: int) -> dict[str, str]:
+    """Variables with which MindSpore compiles for a simulated Ascend device, read while it is loaded, before the forks.
 
     Errors of the compiler are logged: its exceptions do not give reasons. For the report of a step also the kernels
     that are chosen, and a record of memory.
+
+    Raises:
+        BuildError: if there is neither CANN nor a stand-in.
     """
     common = {
         "GLOG_v": "3",
@@ -97,7 +100,7 @@ def _environment(level: int) -> dict[str, str]:
         "MS_SIMULATION_LEVEL": str(level),
     }
     report = {"MS_SUBMODULE_LOG_v": "{DEVICE:1}", "MS_ALLOC_CONF": "memory_tracker:True"}
-    return {**common, **report} if level else common
+    return {**common, **(report if level else {}), **standin.toolkit()}
 
 
 def _run_child(

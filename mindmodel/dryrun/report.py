@@ -179,15 +179,20 @@ def read_collectives(path: Path, rank: int, mesh: Mesh) -> tuple[Collective, ...
 
 def read_kernels(path: Path) -> tuple[dict[str, int], int]:
     """Kernels of a step by name, most frequent first, and how many of them stand in layers."""
-    counts: Counter[str] = Counter()
-    in_layers = 0
+    launches = read_launches(path)
+    counts = Counter(operator for operator, _ in launches)
+    return dict(counts.most_common()), sum(LAYER in node for _, node in launches)
+
+
+def read_launches(path: Path) -> list[tuple[str, str]]:
+    """Operator and whole name of each kernel of a step, in their order; collectives, events and views are none."""
+    found = []
     for row in _rows(path):
         operator = OPERATOR.fullmatch(row["node_name"])
         name = operator[1] if operator else row["node_name"]
         if not row["group"] and name not in NO_KERNEL:
-            counts[name] += 1
-            in_layers += LAYER in row["node_name"]
-    return dict(counts.most_common()), in_layers
+            found.append((name, row["node_name"]))
+    return found
 
 
 def chosen_kinds(log: Path) -> dict[str, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 from bench import rivals
@@ -98,3 +100,8 @@ def test_the_recipe_asks_for_the_optimizer_that_torch_is_given():
     assert (recipe.train.compute_dtype, recipe.runtime.cpu_kernels, recipe.runtime.threads) == ("bfloat16", "graph", 2)
     optim = recipe.optim
     assert (optim.peak_lr, optim.beta1, optim.beta2, optim.eps, optim.weight_decay) == (3e-4, 0.9, 0.999, 1e-8, 0.1)
+
+
+def test_the_tools_come_first_on_a_childs_path_before_what_the_caller_gives():
+    path = rivals.environment(PYTHONPATH="toolkit")["PYTHONPATH"].split(os.pathsep)
+    assert path == [str(rivals.TOOLS), str(rivals.TOOLS.parent), "toolkit"]

@@ -98,9 +98,10 @@ class Child:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """For a child: this one's, with the tools and the package on Python's path."""
-    path = os.pathsep.join([str(TOOLS), str(TOOLS.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return {**os.environ, "PYTHONPATH": path, **more}
+    """For a child: this one's and `more`, with the tools and the package on Python's path."""
+    given = {**os.environ, **more}
+    path = os.pathsep.join([str(TOOLS), str(TOOLS.parent), *filter(None, [given.get("PYTHONPATH")])])
+    return {**given, "PYTHONPATH": path}
 
 
 def interleave(children: Sequence[Child], num_rounds: int, at_least: int = 2) -> None:
