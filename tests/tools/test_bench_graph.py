@@ -51,7 +51,8 @@ def run(monkeypatch, capsys):
     def call(*options, failing=None):
         if failing is not None:
             monkeypatch.setitem(bench_graph.RIVALS, "mindformers", failing)
-        code = bench_graph.main(["--layout", "dp2tp4", *options])
+        rivals = () if "--rival" in options else ("--rival", "mindmodel", "mindformers", "bound")
+        code = bench_graph.main(["--layout", "dp2tp4", *options, *rivals])
         return code, *capsys.readouterr()
 
     call.compiled = compiled
@@ -120,6 +121,21 @@ def test_bytes_between_stages_count_both_ways():
 
     assert counted_wire_bytes((of("Send", (0, 4)), of("Receive", (0, 4)))) == 160
     assert counted_wire_bytes((of("AllReduce", (0, 1, 2, 3)), of("AllGather", (0, 1, 2, 3)))) == 120 + 60
+
+
+@pytest.mark.parametrize(
+    "layout, settings",
+    [
+        ("dp2tp4", ("selective", "compute")),
+        ("dp2tp4-recompute", ("full", "compute")),
+        ("dp4tp4pp4-first", ("selective", "float32")),
+    ],
+)
+def test_the_lean_recipe_computes_what_is_cheap_again_and_sums_in_bfloat16_where_it_can(layout, settings):
+    recipe = bench_graph.LAYOUTS[layout].recipe(4)
+    parallel = bench_graph.lean(recipe).parallel
+    assert (parallel.recompute, parallel.reduce_dtype) == settings
+    assert bench_graph.lean(bench_graph.lean(recipe)) == bench_graph.lean(recipe)
 
 
 def test_two_depths_are_extrapolated_to_32_layers_and_the_table_says_so(run):
