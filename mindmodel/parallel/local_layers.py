@@ -27,7 +27,12 @@ MOST_SLICES = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Here:
-    """A rank in its mesh, the dtype of its products, and the groups of ranks that it has made."""
+    """A rank in its mesh.
+
+    Attributes:
+        dtype: of its products.
+        groups: of ranks that MindSpore knows by now, by the axes in which they differ.
+    """
 
     mesh: Mesh
     rank: int
@@ -37,12 +42,12 @@ class Here:
 
     def collective(self, kind: Callable[..., ops.Primitive], axis: Axis, *settings: Any) -> ops.Primitive:
         """A collective of the ranks that differ from this one in these axes only."""
-        ranks = self.mesh.group(self.rank, axis)
-        name = f"{'-'.join(names(axis))}-{ranks[0]}"
-        if name not in self.groups:
-            create_group(name, list(ranks))
-            self.groups[name] = ranks
-        return kind(*settings, name).add_prim_attr("group_rank_ids", ranks)
+        label = "-".join(names(axis))
+        if label not in self.groups:
+            self.groups[label] = self.mesh.group(self.rank, axis)
+            create_group(f"{label}-{self.groups[label][0]}", list(self.groups[label]))
+        ranks = self.groups[label]
+        return kind(*settings, f"{label}-{ranks[0]}").add_prim_attr("group_rank_ids", ranks)
 
     def index(self, axis: str) -> int:
         """Of this rank along an axis."""
@@ -57,7 +62,7 @@ def _same(first):
     return first
 
 
-class LogitsOverTp(LocalLayer):
+class LogitsInSlices(LocalLayer):
     """The rows of numbers that the loss needs of the logits; these are in float32 in slices, one after the other.
 
     With recompute the logits are not kept for the backward pass but multiplied again.
@@ -252,7 +257,7 @@ class LinearOverRanks(nn.Cell):
         return self.matmul(x, self.weight(weight))
 
 
-class EmbeddingOverTp(LocalLayer):
+class EmbeddingOverRanks(LocalLayer):
     """Rows of a table that is cut over tp; they are on the wire in the model's dtype, gradients are summed in float32.
 
     Inputs, outputs: as EmbeddingByGather.
@@ -307,8 +312,8 @@ class EmbeddingOverTp(LocalLayer):
 
 
 LAYERS: dict[str, Callable[[nn.Cell, Here], nn.Cell]] = {
-    "embedding": EmbeddingOverTp,
-    "logits": LogitsOverTp,
+    "embedding": EmbeddingOverRanks,
+    "logits": LogitsInSlices,
     "linear": partial(LinearOverRanks, tokens=False),
     "linear of tokens": partial(LinearOverRanks, tokens=True),
 }
