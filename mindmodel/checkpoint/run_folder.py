@@ -12,7 +12,7 @@ from typing import Callable, Iterator, TextIO
 
 from mindmodel.checkpoint.index import INDEX_NAME
 from mindmodel.checkpoint.load import Checkpoint, newest_checkpoint, open_checkpoint
-from mindmodel.checkpoint.save import STEP_NAME
+from mindmodel.checkpoint.retention import STEP_NAME
 from mindmodel.errors import CheckpointError
 
 SHOWN_NAMES = 8

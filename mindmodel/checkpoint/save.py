@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-import os
-import re
 import shutil
 from pathlib import Path
 from typing import Any, Mapping
 
-from mindmodel.checkpoint.index import INDEX_NAME, FileEntry, Index, Slice, TensorEntry
-from mindmodel.checkpoint.tensor_file import Tensor, write_tensors
+from mindmodel.checkpoint.index import INDEX_NAME, Index, Slice, TensorEntry
+from mindmodel.checkpoint.part import (
+    Crew,
+    Groups,
+    Part,
+    announce,
+    collect_notes,
+    joined,
+    leave_note,
+    planned_files,
+    write_part,
+)
+from mindmodel.checkpoint.retention import remove_leftovers, retain
+from mindmodel.checkpoint.tensor_file import Tensor
 from mindmodel.errors import CheckpointError
-from mindmodel.files import sync_folder, write_folder_safely, write_text_safely
+from mindmodel.files import write_folder_safely, write_text_safely
 
 WEIGHTS, OPTIMIZER = "weights", "optimizer"
-STEP_NAME = re.compile(r"step_(0|[1-9]\d*)")
-LEFTOVER_NAME = re.compile(r"\.step_\d+\.(tmp|old)")
 
 
 def save_checkpoint(
@@ -32,36 +40,40 @@ def save_checkpoint(
     layout: Mapping[str, int],
     keep: int,
     keep_every: int,
+    crew: Crew = Crew(),
 ) -> Path:
     """Write the checkpoint `folder/step_N` and remove those that are no longer to be kept.
 
-    A whole `step_N` that exists is replaced. The folder must have one writer at a time; see `RunFolder.lock`.
+    A whole `step_N` that exists is replaced. The folder must have one job at a time; see `RunFolder.lock`. All ranks of
+    the job call this for the same step: each writes its part, and the first returns when the checkpoint is whole.
 
     Args:
         folder: of all checkpoints; made when it is missing.
         step, samples, tokens: what was consumed until now.
-        weights: by parameter name.
-        optimizer: `first_moment.<parameter>`, `second_moment.<parameter>` and scalars; empty: weights only.
+        weights: by parameter name; of a crew, the blocks that this rank holds.
+        optimizer: as weights: `first_moment.<parameter>`, `second_moment.<parameter>` and scalars; empty: weights only.
         recipe, versions, random, layout: noted in the index, plain JSON values; see `Index`.
         keep: newest checkpoints to keep, this one included, at least 1.
         keep_every: checkpoints whose step is a multiple are kept for ever; 0 is off.
+        crew: the ranks that write it together.
 
     Returns:
         The checkpoint's folder.
 
     Raises:
-        CheckpointError: if it could not be written, as on a full disk. Nothing of it is left, and the others are as
-            they were.
+        CheckpointError: if it could not be written, as on a full disk, or by another rank. Nothing of it is left, and
+            the others are as they were.
     """
-    folder = Path(folder)
-    groups = {f"{group}.safetensors": tensors for group, tensors in ((WEIGHTS, weights), (OPTIMIZER, optimizer))}
-    groups = {name: tensors for name, tensors in groups.items() if tensors}
-    path = folder / f"step_{step}"
+    path = Path(folder) / f"step_{step}"
+    groups = {WEIGHTS: weights, OPTIMIZER: optimizer}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(folder)
+        if not crew.is_first:
+            _join(path, groups, crew)
+            return path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path.parent)
         with write_folder_safely(path) as temporary:
-            files = _write_files(temporary, groups)
+            parts = _all_parts(temporary, groups, crew)
             index = Index(
                 step=step,
                 samples=samples,
@@ -70,49 +82,50 @@ def save_checkpoint(
                 recipe=recipe,
                 versions=versions,
                 random=random,
-                files=files,
-                tensors=_entries(groups),
+                files={name: entry for part in parts for name, entry in part.files.items()},
+                tensors=_entries(groups, parts, crew),
             )
+            if fault := index.fault():
+                raise CheckpointError(f"{path}: what the ranks wrote does not make up the checkpoint: {fault}.")
             write_text_safely(temporary / INDEX_NAME, index.to_json())
+        retain(path.parent, step, keep, keep_every)
     except OSError as error:
-        raise CheckpointError(_failure(path, groups, error)) from error
-    _retain(folder, step, keep, keep_every)
+        raise CheckpointError(_failure(path, groups, crew, error)) from error
     return path
 
 
-def step_numbers(folder: Path) -> list[int]:
-    """Steps that have a folder of the final name, ascending; unfinished ones have another name."""
-    if not Path(folder).is_dir():
-        return []
-    matches = (STEP_NAME.fullmatch(path.name) for path in Path(folder).iterdir() if path.is_dir())
-    return sorted(int(match[1]) for match in matches if match)
+def _join(path: Path, groups: Groups, crew: Crew) -> None:
+    """What a rank does that is not the first."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with joined(temporary, crew):
+        leave_note(temporary, write_part(temporary, groups, crew), crew)
 
 
-def _write_files(folder: Path, groups: Mapping[str, Mapping[str, Tensor]]) -> dict[str, FileEntry]:
-    files = {}
-    for name, tensors in groups.items():
-        sha256, num_bytes = write_tensors(folder / name, tensors)
-        files[name] = FileEntry(bytes=num_bytes, sha256=sha256)
-    return files
+def _all_parts(temporary: Path, groups: Groups, crew: Crew) -> list[Part]:
+    """Of the first rank, which writes its own meanwhile, and of all others."""
+    if crew.count == 1:
+        return [write_part(temporary, groups, crew)]
+    announce(temporary, crew)
+    return [write_part(temporary, groups, crew), *collect_notes(temporary, crew)]
 
 
-def _entries(groups: Mapping[str, Mapping[str, Tensor]]) -> dict[str, TensorEntry]:
-    """Index entries of tensors that each lie whole in one file."""
+def _entries(groups: Groups, parts: list[Part], crew: Crew) -> dict[str, TensorEntry]:
+    """Index entries of all tensors."""
+    slices: dict[str, list[Slice]] = {}
+    for part in parts:
+        for name, cut in part.slices.items():
+            slices.setdefault(name, []).append(cut)
     return {
-        name: TensorEntry(
-            shape=tuple(tensor.shape),
-            dtype=tensor.dtype.name,
-            slices=(Slice(file=file, offset=(0,) * len(tensor.shape), shape=tuple(tensor.shape)),),
-        )
-        for file, tensors in groups.items()
-        for name, tensor in tensors.items()
+        name: TensorEntry(shape=placement.shape, dtype=placement.dtype, slices=tuple(slices.get(name, ())))
+        for name, placement in crew.placements_of(groups).items()
     }
 
 
-def _failure(path: Path, groups: Mapping[str, Mapping[str, Tensor]], error: OSError) -> str:
-    needed = sum(tensor.nbytes for tensors in groups.values() for tensor in tensors.values())
+def _failure(path: Path, groups: Groups, crew: Crew, error: OSError) -> str:
+    needed = sum(part.nbytes for content in planned_files(groups, crew).values() for _, part in content.values())
+    rank = f"rank {crew.rank}: " if crew.count > 1 else ""
     return (
-        f"{path}: the checkpoint could not be written: {error.strerror or error}. It needs {needed:,} bytes, "
+        f"{path}: {rank}the checkpoint could not be written: {error.strerror or error}. It needs {needed:,} bytes, "
         f"{_free_bytes(path.parent):,} are free. Earlier checkpoints are untouched; make room or choose another "
         "runtime.output, then start again."
     )
@@ -123,21 +136,3 @@ def _free_bytes(folder: Path) -> int:
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """What a killed process left: folders half-written or half-removed."""
-    for path in folder.iterdir():
-        if LEFTOVER_NAME.fullmatch(path.name):
-            shutil.rmtree(path)
-
-
-def _retain(folder: Path, step: int, keep: int, keep_every: int) -> None:
-    """Remove what is not wanted. Later steps do not count: they are damaged, since the run went on from before them."""
-    earlier = [number for number in step_numbers(folder) if number <= step]
-    for number in earlier[:-keep]:
-        if not (keep_every and number % keep_every == 0):
-            old = folder / f".step_{number}.old"
-            os.rename(folder / f"step_{number}", old)
-            shutil.rmtree(old)
-    sync_folder(folder)
