@@ -7,6 +7,7 @@ import math
 import random
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Callable
 
 import numpy as np
 
@@ -60,19 +61,23 @@ def random_arrays(shapes, seed: int = 0) -> dict[str, np.ndarray]:
     }
 
 
-def held(arrays, placements, mesh: Mesh, rank: int) -> dict[str, np.ndarray]:
-    """What a rank holds of whole tensors."""
-    blocks = {name: held_block(placement, mesh, rank) for name, placement in placements.items()}
-    return {name: arrays[name][block.place] for name, block in blocks.items() if block is not None}
+def held(arrays, placements, mesh: Mesh) -> Callable[[int], dict[str, np.ndarray]]:
+    """What each rank holds of whole tensors."""
+
+    def of_rank(rank: int) -> dict[str, np.ndarray]:
+        blocks = {name: held_block(placement, mesh, rank) for name, placement in placements.items()}
+        return {name: arrays[name][block.place] for name, block in blocks.items() if block is not None}
+
+    return of_rank
 
 
-def save_by_all(folder: Path, step: int, arrays, placements, mesh: Mesh, **crew) -> Path:
-    """Save from all ranks; tensors whose names begin with m are the optimizer's."""
+def save_by_all(folder: Path, step: int, holding: Callable[[int], dict], placements, mesh: Mesh, **crew) -> Path:
+    """Save from all ranks what each holds; moments are the optimizer's."""
     base = Crew(mesh=mesh, placements=placements, attempt="a", **{"patience_s": 20, **crew})
 
     def save(rank: int) -> Path:
-        mine = held(arrays, placements, mesh, rank=rank)
-        moments = {name: array for name, array in mine.items() if name.startswith("m")}
+        mine = holding(rank)
+        moments = {name: array for name, array in mine.items() if "moment" in name or "power" in name}
         weights = {name: array for name, array in mine.items() if name not in moments}
         return save_checkpoint(
             folder, step=step, weights=weights, optimizer=moments, layout={"dp": mesh.dp},

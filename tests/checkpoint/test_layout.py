@@ -25,7 +25,8 @@ def random_recipe(draw):
             "name": "layout",
             "model": {
                 "family": draw.choice(("llama", "qwen3")), "tied_embeddings": draw.random() < 0.5,
-                "hidden_size": 8 * heads, "num_layers": draw.randrange(pp, pp + 4), "ffn_size": 12 * draw.randrange(1, 9), "num_heads": heads,
+                "hidden_size": 8 * heads,
+                "num_layers": draw.randrange(pp, pp + 4), "ffn_size": 12 * draw.randrange(1, 9), "num_heads": heads,
                 "num_kv_heads": draw.choice((1, 2, heads)), "vocab_size": 12 * draw.randrange(9, 20),
             },
             "data": {"source": "stdlib", "seq_len": 96, "tokenizer": "tokenizer.json"},
