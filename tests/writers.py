@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ from mindmodel.checkpoint.save import save_checkpoint
 from mindmodel.parallel.mesh import Mesh
 
 shares.GRAIN_BYTES = 4096
-FACTS = {"samples": 0, "tokens": 0, "recipe": {}, "versions": {}, "random": {}, "layout": {}}
+FACTS = {"samples": 0, "tokens": 0}
+FACTS |= {"recipe": {}, "versions": {}, "random": {}, "layout": {}, "keep": 3, "keep_every": 0}
 
 
 def content(step: int) -> dict[str, np.ndarray]:
@@ -30,11 +32,11 @@ def say(line: str) -> None:
     os.write(1, f"{line}\n".encode())
 
 
-def work(folder: Path, rank: int, count: int, step: int) -> None:
+def work(folder: Path, rank: int, count: int, step: int, attempt: str) -> None:
     say(f"rank {rank} {os.getpid()}")
-    crew = Crew(rank=rank, mesh=Mesh(dp=count), attempt=f"from {step}", patience_s=20, max_file_bytes=2**18)
+    crew = Crew(rank=rank, mesh=Mesh(dp=count), attempt=attempt, patience_s=20, max_file_bytes=2**18)
     while True:
-        save_checkpoint(folder, step=step, weights=content(step), optimizer={}, keep=3, keep_every=0, crew=crew, **FACTS)
+        save_checkpoint(folder, step=step, weights=content(step), optimizer={}, crew=crew, **FACTS)
         if rank == 0:
             say(f"saved {step}")
         step += 1
@@ -42,5 +44,6 @@ def work(folder: Path, rank: int, count: int, step: int) -> None:
 
 if __name__ == "__main__":
     path, ranks, first = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    attempt = f"{os.getpid()} {time.time_ns()}"
     rank = next((rank for rank in range(1, ranks) if os.fork() == 0), 0)
-    work(path, rank, ranks, first)
+    work(path, rank, ranks, first, attempt)

@@ -256,16 +256,17 @@ def _faults_in(checkpoint: Checkpoint, name: str) -> list[str]:
     ]
 
 
-def newest_checkpoint(folder: Path, say: Callable[[str], None]) -> Optional[Checkpoint]:
+def newest_checkpoint(folder: Path, say: Callable[[str], None], verify: bool = True) -> Optional[Checkpoint]:
     """The newest whole checkpoint of a folder; None when there is none.
 
     Args:
         folder: of all checkpoints; may be missing.
         say: called with one line for each damaged checkpoint, which is passed over.
+        verify: as open_checkpoint.
     """
     for step in reversed(list_checkpoints(folder)):
         try:
-            return open_checkpoint(Path(folder) / f"step_{step}")
+            return open_checkpoint(Path(folder) / f"step_{step}", verify)
         except CheckpointError as error:
             say(f"{error} Checkpoint step_{step} is passed over.")
     return None

@@ -35,7 +35,7 @@ class Crew:
         rank: this one.
         mesh: of all.
         placements: of every tensor, in the same order on all ranks; None: each rank holds all of them whole.
-        attempt: a word that all ranks have, and no other job.
+        attempt: a word that all ranks have, and no other job has had.
         patience_s: how long to wait for the next rank to be done.
         max_file_bytes: where a new file is begun.
     """

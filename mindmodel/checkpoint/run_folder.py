@@ -146,16 +146,29 @@ def resolve_weights(path: Path, say: Callable[[str], None] = _warn) -> tuple[Run
     Raises:
         CheckpointError: if there is no such run or no whole checkpoint, or the one asked for is damaged.
     """
-    path = Path(path)
-    if (path / INDEX_NAME).is_file() or STEP_NAME.fullmatch(path.name):
-        checkpoint = open_checkpoint(path)
-        return open_run(_run_of(path)), checkpoint
+    checkpoint = resolve_checkpoint(path, say)
+    return open_run(_run_of(path) if is_checkpoint(path) else path), checkpoint
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a path is that of a checkpoint, even of one that is not there, rather than of a run."""
+    return (Path(path) / INDEX_NAME).is_file() or STEP_NAME.fullmatch(Path(path).name) is not None
+
+
+def resolve_checkpoint(path: Path, say: Callable[[str], None] = _warn, verify: bool = True) -> Checkpoint:
+    """The checkpoint that a path means, as resolve_weights; a checkpoint may stand outside of a run.
+
+    Args:
+        verify: as open_checkpoint.
+    """
+    if is_checkpoint(path):
+        return open_checkpoint(path, verify)
     run = open_run(path)
-    newest = newest_checkpoint(run.checkpoints, say)
+    newest = newest_checkpoint(run.checkpoints, say, verify)
     if newest is None:
         raise CheckpointError(f"{run.checkpoints}: there is no whole checkpoint. Train the run until it saves one.")
-    return run, newest
+    return newest
 
 
 def _run_of(checkpoint: Path) -> Path:
-    return checkpoint.resolve().parent.parent
+    return Path(checkpoint).resolve().parent.parent

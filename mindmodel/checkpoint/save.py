@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any, Mapping
@@ -85,7 +86,7 @@ def save_checkpoint(
                 files={name: entry for part in parts for name, entry in part.files.items()},
                 tensors=_entries(groups, parts, crew),
             )
-            if fault := index.fault():
+            if fault := index.fault() or _missing(temporary, index):
                 raise CheckpointError(f"{path}: what the ranks wrote does not make up the checkpoint: {fault}.")
             write_text_safely(temporary / INDEX_NAME, index.to_json())
         retain(path.parent, step, keep, keep_every)
@@ -107,6 +108,13 @@ def _all_parts(temporary: Path, groups: Groups, crew: Crew) -> list[Part]:
         return [write_part(temporary, groups, crew)]
     announce(temporary, crew)
     return [write_part(temporary, groups, crew), *collect_notes(temporary, crew)]
+
+
+def _missing(temporary: Path, index: Index) -> str:
+    """A file that is not there as its rank has said; empty when all are."""
+    sizes = {entry.name: entry.stat().st_size for entry in os.scandir(temporary)}
+    short = (name for name, entry in index.files.items() if sizes.get(name) != entry.bytes)
+    return next((f"'{name}' has {sizes.get(name, 0)} of {index.files[name].bytes} bytes" for name in short), "")
 
 
 def _entries(groups: Groups, parts: list[Part], crew: Crew) -> dict[str, TensorEntry]:

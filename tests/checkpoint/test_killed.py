@@ -47,7 +47,7 @@ def test_a_kill_at_a_random_moment_leaves_the_newest_checkpoint_that_was_announc
     for _ in range(trials):
         announced = Writers(tmp_path, draw.choice((1, 2, 3)), newest + 1).kill_after(draw.random() * 0.2)
         seen |= {path.name.partition(".")[2][-3:] for path in tmp_path.iterdir()}
-        assert all(damage_of(tmp_path / f"step_{step}")[1] == [] for step in list_checkpoints(tmp_path))
+        assert [fault for step in list_checkpoints(tmp_path) for fault in damage_of(tmp_path / f"step_{step}")[1]] == []
         checkpoint = newest_checkpoint(tmp_path, pytest.fail)
         assert (checkpoint.index.step if checkpoint else 0) >= max(announced, default=newest)
         if checkpoint:
