@@ -17,7 +17,6 @@ from mindmodel.checkpoint.part import Crew
 from mindmodel.checkpoint.save import save_checkpoint
 from mindmodel.parallel.mesh import Mesh
 
-shares.GRAIN_BYTES = 4096
 FACTS = {"samples": 0, "tokens": 0}
 FACTS |= {"recipe": {}, "versions": {}, "random": {}, "layout": {}, "keep": 3, "keep_every": 0}
 
@@ -44,6 +43,7 @@ def work(folder: Path, rank: int, count: int, step: int, attempt: str) -> None:
 
 if __name__ == "__main__":
     path, ranks, first = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    shares.GRAIN_BYTES = 4096
     attempt = f"{os.getpid()} {time.time_ns()}"
     rank = next((rank for rank in range(1, ranks) if os.fork() == 0), 0)
     work(path, rank, ranks, first, attempt)

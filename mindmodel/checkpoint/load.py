@@ -25,10 +25,14 @@ from mindmodel.parallel.mesh import Mesh
 
 
 class Files:
-    """The tensor files of a checkpoint; one is opened, and its header held against the index, when it is first used."""
+    """The tensor files of a checkpoint; one is opened, and its header held against the index, when it is first used.
 
-    def __init__(self, path: Path, index: Index) -> None:
-        self._path, self._open = path, {}  # type: Path, dict[str, TensorFile]
+    The checkpoint is not removed before `hold` is released, or this object goes.
+    """
+
+    def __init__(self, path: Path, index: Index, hold: Hold) -> None:
+        self._path, self.hold = path, hold
+        self._open: dict[str, TensorFile] = {}
         self.slices: dict[str, dict[str, Slice]] = {name: {} for name in index.files}
         self._dtypes = {name: tensor.dtype for name, tensor in index.tensors.items()}
         for name, tensor in index.tensors.items():
@@ -153,7 +157,6 @@ class Checkpoint:
     path: Path
     index: Index
     files: Files
-    hold: Hold
 
     def weights(self) -> Tensors:
         """Weights by parameter name."""
@@ -165,7 +168,7 @@ class Checkpoint:
 
     def release(self) -> None:
         """It has been read, and may be removed."""
-        self.hold.release()
+        self.files.hold.release()
 
     def _tensors(self, group: str) -> Tensors:
         """Tensors in the files of a group; a group may be cut into files, such as weights-rank3-0.safetensors."""
@@ -205,7 +208,7 @@ def _unchecked(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: there is no such checkpoint folder.")
     hold = Hold(path)
     index = Index.from_json(read_json(path / INDEX_NAME, CheckpointError, INDEX_MAX_BYTES), path / INDEX_NAME)
-    return Checkpoint(path=path, index=index, files=Files(path, index), hold=hold)
+    return Checkpoint(path=path, index=index, files=Files(path, index, hold))
 
 
 def damage_of(path: Path) -> tuple[Optional[Checkpoint], list[str]]:

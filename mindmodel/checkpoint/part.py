@@ -96,21 +96,41 @@ def files_of(group: str, mine: Iterable[tuple[Piece, int]], crew: Crew) -> dict[
     return {f"{group}{rank}{number}.safetensors": batch for number, batch in zip(numbers, batches)}
 
 
-def planned_files(groups: Groups, crew: Crew) -> dict[str, dict[str, tuple[Piece, Tensor]]]:
-    """What this rank is to write: by file and tensor, the piece and its numbers.
+@dataclass(frozen=True, kw_only=True)
+class PlannedPart:
+    """What a rank is to write.
 
-    Args:
-        groups: what the rank holds: of each tensor its own block.
+    Attributes:
+        files: by file and tensor, the piece and its numbers.
+        placements: of all tensors of the checkpoint.
+    """
+
+    crew: Crew
+    files: Mapping[str, Mapping[str, tuple[Piece, Tensor]]]
+    placements: Mapping[str, Placement]
+
+    @property
+    def nbytes(self) -> int:
+        """Of all numbers."""
+        return sum(numbers.nbytes for content in self.files.values() for _, numbers in content.values())
+
+
+def plan_part(groups: Groups, crew: Crew) -> PlannedPart:
+    """What this rank is to write of the tensors that it holds: of each its own block.
+
+    Raises:
+        CheckpointError: if a block is not what the placements say.
+        LayoutError: if the mesh does not divide a tensor.
     """
     placements = crew.placements_of(groups)
     mine = {piece.name: piece for piece in pieces(placements, crew.mesh, crew.rank)}
-    planned = {}
+    files: dict[str, dict[str, tuple[Piece, Tensor]]] = {}
     for group, tensors in groups.items():
         parts = {name: _part_of(tensors[name], mine[name], placements[name], crew) for name in tensors if name in mine}
         sized = [(mine[name], part.nbytes) for name, part in parts.items()]
         for file, batch in files_of(group, sized, crew).items():
-            planned[file] = {piece.name: (piece, parts[piece.name]) for piece in batch}
-    return planned
+            files[file] = {piece.name: (piece, parts[piece.name]) for piece in batch}
+    return PlannedPart(crew=crew, files=files, placements=placements)
 
 
 def _part_of(tensor: Tensor, piece: Piece, placement: Placement, crew: Crew) -> Tensor:
@@ -131,16 +151,15 @@ def _part_of(tensor: Tensor, piece: Piece, placement: Placement, crew: Crew) -> 
     return tensor[place]
 
 
-def write_part(folder: Path, groups: Groups, crew: Crew) -> Part:
+def write_part(folder: Path, planned: PlannedPart) -> Part:
     """Write a rank's files into the temporary folder and sync them.
 
     Raises:
         OSError: as the system reports it.
-        CheckpointError: if the rank does not hold what its placements say.
     """
     files, slices = {}, {}
-    for file, content in planned_files(groups, crew).items():
-        written = write_tensors(folder / file, {name: part for name, (_, part) in content.items()}, new=True)
+    for file, content in planned.files.items():
+        written = write_tensors(folder / file, {name: numbers for name, (_, numbers) in content.items()}, new=True)
         files[file] = FileEntry(bytes=written.num_bytes)
         for name, (piece, _) in content.items():
             slices[name] = Slice(file=file, offset=piece.offset, shape=piece.shape, sha256=written.sha256[name])

@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any, Callable, Mapping, Optional
 
+from mindmodel.checkpoint.background import HostMemory
 from mindmodel.checkpoint.index import INDEX_NAME, Index, Slice, TensorEntry
 from mindmodel.checkpoint.part import (
     Crew,
-    Groups,
     Part,
+    PlannedPart,
     announce,
     collect_notes,
     joined,
     leave_note,
-    planned_files,
+    plan_part,
     write_part,
 )
 from mindmodel.checkpoint.retention import remove_leftovers, retain
@@ -27,7 +28,12 @@ from mindmodel.files import write_folder_safely, write_text_safely
 WEIGHTS, OPTIMIZER = "weights", "optimizer"
 
 
-def save_checkpoint(
+def save_checkpoint(folder: Path, **what: Any) -> Path:
+    """Write a checkpoint; arguments, result and errors are those of `checkpoint_writer` and of what that gives."""
+    return checkpoint_writer(folder, **what)()
+
+
+def checkpoint_writer(
     folder: Path,
     *,
     step: int,
@@ -42,11 +48,12 @@ def save_checkpoint(
     keep: int,
     keep_every: int,
     crew: Crew = Crew(),
-) -> Path:
-    """Write the checkpoint `folder/step_N` and remove those that are no longer to be kept.
+    memory: Optional[HostMemory] = None,
+) -> Callable[[], Path]:
+    """A function that writes the checkpoint `folder/step_N` and removes those that are no longer to be kept.
 
     A whole `step_N` that exists is replaced. The folder must have one job at a time; see `RunFolder.lock`. All ranks of
-    the job call this for the same step: each writes its part, and the first returns when the checkpoint is whole.
+    the job do this for the same step: each writes its part, and the first returns when the checkpoint is whole.
 
     Args:
         folder: of all checkpoints; made when it is missing.
@@ -57,57 +64,71 @@ def save_checkpoint(
         keep: newest checkpoints to keep, this one included, at least 1.
         keep_every: checkpoints whose step is a multiple are kept for ever; 0 is off.
         crew: the ranks that write it together.
+        memory: where the numbers are copied before this returns; without, they are read when they are written.
 
     Returns:
-        The checkpoint's folder.
+        What writes it, and gives the checkpoint's folder. It raises CheckpointError if that could not be written, as on
+        a full disk, or by another rank: nothing of it is left then, and the others are as they were.
 
     Raises:
-        CheckpointError: if it could not be written, as on a full disk, or by another rank. Nothing of it is left, and
-            the others are as they were.
+        CheckpointError, LayoutError: if a tensor is not what the crew's placements say.
     """
+    planned = plan_part({WEIGHTS: weights, OPTIMIZER: optimizer}, crew)
+    if memory is not None:
+        planned = memory.copy(planned)
     path = Path(folder) / f"step_{step}"
-    groups = {WEIGHTS: weights, OPTIMIZER: optimizer}
-    try:
-        if not crew.is_first:
-            _join(path, groups, crew)
-            return path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(path.parent)
-        with write_folder_safely(path) as temporary:
-            parts = _all_parts(temporary, groups, crew)
-            index = Index(
-                step=step,
-                samples=samples,
-                tokens=tokens,
-                layout=layout,
-                recipe=recipe,
-                versions=versions,
-                random=random,
-                files={name: entry for part in parts for name, entry in part.files.items()},
-                tensors=_entries(groups, parts, crew),
-            )
-            if fault := index.fault() or _missing(temporary, index):
-                raise CheckpointError(f"{path}: what the ranks wrote does not make up the checkpoint: {fault}.")
-            write_text_safely(temporary / INDEX_NAME, index.to_json())
-        retain(path.parent, step, keep, keep_every)
-    except OSError as error:
-        raise CheckpointError(_failure(path, groups, crew, error)) from error
-    return path
+
+    def index_of(parts: list[Part]) -> Index:
+        return Index(
+            step=step,
+            samples=samples,
+            tokens=tokens,
+            layout=layout,
+            recipe=recipe,
+            versions=versions,
+            random=random,
+            files={name: entry for part in parts for name, entry in part.files.items()},
+            tensors=_entries(planned, parts),
+        )
+
+    def write() -> Path:
+        try:
+            if crew.is_first:
+                _write(path, planned, index_of)
+                retain(path.parent, step, keep, keep_every)
+            else:
+                _join(path, planned)
+        except OSError as error:
+            raise CheckpointError(_failure(path, planned, error)) from error
+        return path
+
+    return write
 
 
-def _join(path: Path, groups: Groups, crew: Crew) -> None:
-    """What a rank does that is not the first."""
+def _write(path: Path, planned: PlannedPart, index_of: Callable[[list[Part]], Index]) -> None:
+    """What the first rank does."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path.parent)
+    with write_folder_safely(path) as temporary:
+        index = index_of(_all_parts(temporary, planned))
+        if fault := index.fault() or _missing(temporary, index):
+            raise CheckpointError(f"{path}: what the ranks wrote does not make up the checkpoint: {fault}.")
+        write_text_safely(temporary / INDEX_NAME, index.to_json())
+
+
+def _join(path: Path, planned: PlannedPart) -> None:
+    """What every other rank does."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with joined(temporary, crew):
-        leave_note(temporary, write_part(temporary, groups, crew), crew)
+    with joined(temporary, planned.crew):
+        leave_note(temporary, write_part(temporary, planned), planned.crew)
 
 
-def _all_parts(temporary: Path, groups: Groups, crew: Crew) -> list[Part]:
+def _all_parts(temporary: Path, planned: PlannedPart) -> list[Part]:
     """Of the first rank, which writes its own meanwhile, and of all others."""
-    if crew.count == 1:
-        return [write_part(temporary, groups, crew)]
-    announce(temporary, crew)
-    return [write_part(temporary, groups, crew), *collect_notes(temporary, crew)]
+    if planned.crew.count == 1:
+        return [write_part(temporary, planned)]
+    announce(temporary, planned.crew)
+    return [write_part(temporary, planned), *collect_notes(temporary, planned.crew)]
 
 
 def _missing(temporary: Path, index: Index) -> str:
@@ -117,7 +138,7 @@ def _missing(temporary: Path, index: Index) -> str:
     return next((f"'{name}' has {sizes.get(name, 0)} of {index.files[name].bytes} bytes" for name in short), "")
 
 
-def _entries(groups: Groups, parts: list[Part], crew: Crew) -> dict[str, TensorEntry]:
+def _entries(planned: PlannedPart, parts: list[Part]) -> dict[str, TensorEntry]:
     """Index entries of all tensors."""
     slices: dict[str, list[Slice]] = {}
     for part in parts:
@@ -125,16 +146,15 @@ def _entries(groups: Groups, parts: list[Part], crew: Crew) -> dict[str, TensorE
             slices.setdefault(name, []).append(cut)
     return {
         name: TensorEntry(shape=placement.shape, dtype=placement.dtype, slices=tuple(slices.get(name, ())))
-        for name, placement in crew.placements_of(groups).items()
+        for name, placement in planned.placements.items()
     }
 
 
-def _failure(path: Path, groups: Groups, crew: Crew, error: OSError) -> str:
-    needed = sum(part.nbytes for content in planned_files(groups, crew).values() for _, part in content.values())
-    rank = f"rank {crew.rank}: " if crew.count > 1 else ""
+def _failure(path: Path, planned: PlannedPart, error: OSError) -> str:
+    rank = f"rank {planned.crew.rank}: " if planned.crew.count > 1 else ""
     return (
-        f"{path}: {rank}the checkpoint could not be written: {error.strerror or error}. It needs {needed:,} bytes, "
-        f"{_free_bytes(path.parent):,} are free. Earlier checkpoints are untouched; make room or choose another "
+        f"{path}: {rank}the checkpoint could not be written: {error.strerror or error}. It needs {planned.nbytes:,} "
+        f"bytes, {_free_bytes(path.parent):,} are free. Earlier checkpoints are untouched; make room or choose another "
         "runtime.output, then start again."
     )
 

@@ -8,6 +8,7 @@ import numpy as np
 from mindspore import Parameter, Tensor
 
 from mindmodel.checkpoint.load import Checkpoint
+from mindmodel.checkpoint.tensor_file import LazyTensor
 from mindmodel.errors import CheckpointError
 from mindmodel.models.decoder import Decoder
 from mindmodel.recipe.schema import Recipe
@@ -18,6 +19,16 @@ SHOWN_DIFFERENCES = 20
 def arrays_of(parameters: Iterable[Parameter]) -> dict[str, np.ndarray]:
     """Name and content of each parameter."""
     return {parameter.name: parameter.asnumpy() for parameter in parameters}
+
+
+def tensors_of(parameters: Iterable[Parameter]) -> dict[str, LazyTensor]:
+    """Name and content of each parameter, float32, which is fetched when it is read."""
+    return {
+        parameter.name: LazyTensor(
+            shape=tuple(parameter.shape), dtype=np.dtype(np.float32), read=parameter.asnumpy
+        )
+        for parameter in parameters
+    }
 
 
 def _differences(parameters: Mapping[str, Parameter], arrays: Mapping[str, np.ndarray]) -> list[str]:
