@@ -8,6 +8,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Callable, Iterator, Mapping, Optional
 
 import numpy as np
@@ -109,9 +110,9 @@ class HeldTensors(Mapping[str, np.ndarray]):
     """
 
     def __init__(self, tensors: Tensors, placements: Mapping[str, Placement], mesh: Mesh, rank: int) -> None:
-        wanted = {name: (placement.shape, placement.dtype) for name, placement in placements.items()}
-        found = {name: (tensors.entry(name).shape, tensors.entry(name).dtype) for name in tensors}
-        if faults := misfits(wanted, found):
+        wanted = {name: placement.shape for name, placement in placements.items()}
+        dtypes = {name: (placements[name].dtype, tensors.entry(name).dtype) for name in wanted if name in tensors}
+        if faults := misfits(wanted, shapes_of(tensors), dtypes):
             raise CheckpointError(f"the checkpoint is not of this layout's model: {'; '.join(faults)}.")
         blocks = {name: held_block(placement, mesh, rank) for name, placement in placements.items()}
         self._tensors, self._blocks = tensors, {name: block for name, block in blocks.items() if block is not None}
@@ -127,20 +128,34 @@ class HeldTensors(Mapping[str, np.ndarray]):
         return len(self._blocks)
 
 
-Described = Mapping[str, tuple[tuple[int, ...], str]]
-"""Shape and dtype of tensors by name."""
+def shapes_of(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
+    """Of tensors by name; those of a checkpoint are not read for it."""
+    if isinstance(arrays, Tensors):
+        return {name: arrays.entry(name).shape for name in arrays}
+    return {name: tuple(array.shape) for name, array in arrays.items()}
 
 
-def misfits(wanted: Described, found: Described) -> list[str]:
-    """How tensors differ from what they should be, in names, shapes and dtypes: a line each."""
+def misfits(
+    wanted: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, tuple[int, ...]],
+    dtypes: Mapping[str, tuple[str, str]] = MappingProxyType({}),
+) -> list[str]:
+    """How tensors differ from what they should be: a line each, in order of their names.
+
+    Args:
+        wanted, found: shapes by name.
+        dtypes: of those in both, wanted and found, where they matter.
+    """
     lines = [f"'{name}' is missing" for name in wanted if name not in found]
     lines += [f"'{name}' is left over" for name in found if name not in wanted]
-    for name in wanted.keys() & found.keys():
-        (shape, dtype), (other_shape, other_dtype) = wanted[name], found[name]
-        if shape != other_shape:
-            lines.append(f"'{name}' is {list(other_shape)}, the model has {list(shape)}")
-        elif dtype != other_dtype:
-            lines.append(f"'{name}' is {other_dtype}, the model has {dtype}")
+    both = wanted.keys() & found.keys()
+    lines += [
+        f"'{name}' is {list(found[name])}, the model has {list(wanted[name])}"
+        for name in both
+        if found[name] != wanted[name]
+    ]
+    unlike = [(name, *pair) for name, pair in dtypes.items() if pair[0] != pair[1]]
+    lines += [f"'{name}' is {other}, the model has {dtype}" for name, dtype, other in unlike]
     return sorted(lines)
 
 
