@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import Optional
+from typing import Mapping, Optional
 
 from mindmodel.files import sync_folder
 
@@ -50,11 +50,17 @@ def remove_leftovers(folder: Path) -> None:
             shutil.rmtree(path)
 
 
-def retain(folder: Path, step: int, keep: int, keep_every: int) -> None:
-    """Remove what is not wanted. Later steps do not count: they are damaged, since the run went on from before them."""
+def retain(folder: Path, step: int, keep: int, keep_every: int, losses: Mapping[int, float]) -> None:
+    """Remove what is not wanted. Later steps do not count: they are damaged, since the run went on from before them.
+
+    Args:
+        step: that was just saved.
+        losses: held-out losses by step, of which the checkpoint with the lowest is spared.
+    """
     earlier = [number for number in step_numbers(folder) if number <= step]
+    best = min((number for number in earlier if number in losses), key=losses.__getitem__, default=None)
     for number in earlier[:-keep]:
-        if not (keep_every and number % keep_every == 0):
+        if number != best and not (keep_every and number % keep_every == 0):
             _remove(folder / f"step_{number}")
     sync_folder(folder)
 

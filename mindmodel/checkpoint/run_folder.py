@@ -14,6 +14,7 @@ from mindmodel.checkpoint.index import INDEX_NAME
 from mindmodel.checkpoint.load import Checkpoint, newest_checkpoint, open_checkpoint
 from mindmodel.checkpoint.retention import STEP_NAME
 from mindmodel.errors import CheckpointError
+from mindmodel.parallel.heartbeat import host_name
 
 SHOWN_NAMES = 8
 
@@ -99,7 +100,7 @@ class RunFolder:
                     "Wait until it ends, stop it, or choose another runtime.output."
                 ) from error
             file.truncate(0)
-            file.write(f"{os.getpid()}\n")
+            file.write(f"{os.getpid()} on {host_name()}\n")
             file.flush()
             yield
 

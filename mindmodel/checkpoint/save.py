@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Callable, Mapping, Optional
 
 from mindmodel.checkpoint.background import HostMemory
@@ -47,6 +48,7 @@ def checkpoint_writer(
     layout: Mapping[str, int],
     keep: int,
     keep_every: int,
+    losses: Mapping[int, float] = MappingProxyType({}),
     crew: Crew = Crew(),
     memory: Optional[HostMemory] = None,
 ) -> Callable[[], Path]:
@@ -63,6 +65,7 @@ def checkpoint_writer(
         recipe, versions, random, layout: noted in the index, plain JSON values; see `Index`.
         keep: newest checkpoints to keep, this one included, at least 1.
         keep_every: checkpoints whose step is a multiple are kept for ever; 0 is off.
+        losses: held-out losses by step: of the checkpoints that have one, the best is kept too.
         crew: the ranks that write it together.
         memory: where the numbers are copied before this returns; without, they are read when they are written.
 
@@ -95,7 +98,7 @@ def checkpoint_writer(
         try:
             if crew.is_first:
                 _write(path, planned, index_of)
-                retain(path.parent, step, keep, keep_every)
+                retain(path.parent, step, keep, keep_every, losses)
             else:
                 _join(path, planned)
         except OSError as error:

@@ -158,6 +158,7 @@ class Training:
         self.heartbeat.beat("evaluating", self.step)
         self.evaluation = evaluate(self.eval_network, heldout_batches(heldout, seq_len, count), self.ranks)
         metrics.write(self.step, {"eval_loss": self.evaluation.loss, "eval_tokens": self.evaluation.tokens})
+        self.saving.note(self.evaluation.loss)
         self.terminal.say(f"step {self.step}: held-out loss {self.evaluation.loss:.4f}")
 
 

@@ -15,10 +15,11 @@ import mindmodel
 from mindmodel.checkpoint.background import BackgroundWriter, HostMemory
 from mindmodel.checkpoint.layout import optimizer_placements, weight_placements
 from mindmodel.checkpoint.part import Crew
+from mindmodel.checkpoint.run_folder import RunFolder
 from mindmodel.checkpoint.save import checkpoint_writer
 from mindmodel.parallel.mesh import AXES, mesh_of
 from mindmodel.recipe.dump import recipe_to_dict
-from mindmodel.train.metrics import Metrics, NoMetrics
+from mindmodel.train.metrics import Metrics, NoMetrics, read_metrics
 from mindmodel.train.state import tensors_of
 
 if TYPE_CHECKING:
@@ -37,6 +38,12 @@ def versions() -> dict[str, str]:
     }
 
 
+def heldout_losses(folder: RunFolder, step: int) -> dict[int, float]:
+    """By step, up to one, as the run has written them down."""
+    rows = read_metrics(folder.metrics_file)
+    return {row["step"]: row["eval_loss"] for row in rows if row.get("eval_loss") is not None and row["step"] <= step}
+
+
 class Saving:
     """Writes a run's checkpoints beside its steps; every rank writes its part, and every rank must make the same calls.
 
@@ -47,6 +54,7 @@ class Saving:
         self._training, recipe = training, training.recipe
         self._memory, self._writer = HostMemory(), BackgroundWriter()
         self._saved_step = training.step if training.opened.position.checkpoint else None
+        self._losses = heldout_losses(training.opened.folder, training.step) if recipe.checkpoint.keep_best else {}
         weights = weight_placements(recipe)
         # a float holds these bits exactly
         attempt = int(training.ranks.gather(float(secrets.randbits(ATTEMPT_BITS)))[0, 0])
@@ -83,11 +91,17 @@ class Saving:
             layout={axis: mesh_of(recipe.parallel).degree(axis) for axis in AXES},
             keep=recipe.checkpoint.keep,
             keep_every=recipe.checkpoint.keep_every,
+            losses=dict(self._losses),
             crew=self._crew,
             memory=self._memory,
         )
         self._writer.start(write)
         metrics.write(step, {"save_blocked_s": time.perf_counter() - start})
+
+    def note(self, heldout_loss: float) -> None:
+        """The held-out loss of this step, which decides which checkpoint is the best."""
+        if self._training.recipe.checkpoint.keep_best:
+            self._losses[self._training.step] = heldout_loss
 
     def report(self) -> None:
         """Say which checkpoints have become whole; the first rank knows.

@@ -21,7 +21,7 @@ OPTIMIZER = {
 }
 
 
-def save_step(folder, step, keep=9, keep_every=0, weights=WEIGHTS, optimizer=OPTIMIZER):
+def save_step(folder, step, keep=9, keep_every=0, weights=WEIGHTS, optimizer=OPTIMIZER, **more):
     return save_checkpoint(
         folder,
         step=step,
@@ -35,6 +35,7 @@ def save_step(folder, step, keep=9, keep_every=0, weights=WEIGHTS, optimizer=OPT
         layout={"dp": 1, "tp": 1, "pp": 1, "cp": 1},
         keep=keep,
         keep_every=keep_every,
+        **more,
     )
 
 
@@ -92,6 +93,16 @@ def test_multiples_of_keep_every_are_kept_for_ever(tmp_path):
     for step in range(1, 8):
         save_step(tmp_path, step, keep=1, keep_every=3)
     assert list_checkpoints(tmp_path) == [3, 6, 7]
+
+
+def test_the_one_of_the_lowest_held_out_loss_is_kept(tmp_path):
+    losses = {}
+    for step, loss in ((1, 3.0), (2, 1.0), (3, 2.0), (4, None), (5, 1.5)):
+        losses.update({step: loss} if loss else {})
+        save_step(tmp_path, step, keep=1, losses=losses)
+    assert list_checkpoints(tmp_path) == [2, 5]
+    save_step(tmp_path, 6, keep=1, losses={**losses, 6: 0.5, 7: 0.1})
+    assert list_checkpoints(tmp_path) == [6]
 
 
 def test_the_one_just_saved_is_kept_also_below_a_damaged_later_one(tmp_path):
