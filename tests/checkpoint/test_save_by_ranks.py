@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -69,6 +70,23 @@ def test_a_block_that_lies_in_one_file_is_a_view_of_it(tmp_path):
     across = HeldTensors(tensors, {"w": dataclasses.replace(ROWS["w"], axes=(None, "tp"))}, Mesh(tp=2), 1)["w"]
     np.testing.assert_array_equal(across, ARRAYS["w"][:, 2:])
     assert not across.flags.writeable
+
+
+def test_loading_another_layout_holds_one_block_at_a_time(tmp_path):
+    shapes = {f"w{number}": ((256, 256), "float32") for number in range(8)}
+    arrays = random_arrays(shapes)
+    rows, columns = ({name: Placement(shape=shape, dtype=dtype, axes=axes, stage=0) for name, (shape, dtype)
+                      in shapes.items()} for axes in (("tp", None), (None, "tp")))
+    tensors = open_checkpoint(save_by_all(tmp_path, 1, held(arrays, rows, Mesh(tp=4)), rows, Mesh(tp=4))).weights()
+    found = HeldTensors(tensors, columns, Mesh(tp=2), 1)
+    for name in found:
+        found[name]  # opens the files
+    tracemalloc.start()
+    for name in found:
+        np.testing.assert_array_equal(arrays[name][:1, 128:], found[name][:1])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1.5 * 256 * 128 * 4
 
 
 def test_all_differences_from_the_layout_are_in_one_message(tmp_path):
