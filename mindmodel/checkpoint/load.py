@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Callable, Iterator, Mapping, Optional
+from typing import Callable, Iterator, Mapping, Optional, Sequence
 
 import numpy as np
 
@@ -91,6 +91,10 @@ class Tensors(Mapping[str, np.ndarray]):
     def __len__(self) -> int:
         return len(self._entries)
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the tensors by name; nothing is read."""
+        return {name: entry.shape for name, entry in self._entries.items()}
+
     def entry(self, name: str) -> TensorEntry:
         """Shape, dtype and slices of a tensor."""
         return self._entries[name]
@@ -104,22 +108,36 @@ class Tensors(Mapping[str, np.ndarray]):
 class HeldTensors(Mapping[str, np.ndarray]):
     """Of some tensors the blocks that a rank of a mesh holds; the numbers are read when one is asked for.
 
+    Args:
+        where: the tensors' origin, for the message.
+
     Raises:
         CheckpointError: if the tensors are not those of the layout: names and shapes, all differences in one message.
         LayoutError: if the mesh does not divide a tensor.
     """
 
-    def __init__(self, tensors: Tensors, placements: Mapping[str, Placement], mesh: Mesh, rank: int) -> None:
+    def __init__(
+        self,
+        tensors: Tensors,
+        placements: Mapping[str, Placement],
+        mesh: Mesh,
+        rank: int,
+        where: str = "the checkpoint",
+    ) -> None:
         wanted = {name: placement.shape for name, placement in placements.items()}
         dtypes = {name: (placements[name].dtype, tensors.entry(name).dtype) for name in wanted if name in tensors}
-        if faults := misfits(wanted, shapes_of(tensors), dtypes):
-            raise CheckpointError(f"the checkpoint is not of this layout's model: {'; '.join(faults)}.")
+        if faults := misfits(wanted, tensors.shapes(), dtypes):
+            raise CheckpointError(misfit_message(where, faults))
         blocks = {name: held_block(placement, mesh, rank) for name, placement in placements.items()}
         self._tensors, self._blocks = tensors, {name: block for name, block in blocks.items() if block is not None}
 
     def __getitem__(self, name: str) -> np.ndarray:
         """The block, read-only."""
         return self._tensors.block(name, self._blocks[name])
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the blocks by name; nothing is read."""
+        return {name: block.shape for name, block in self._blocks.items()}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._blocks)
@@ -130,9 +148,14 @@ class HeldTensors(Mapping[str, np.ndarray]):
 
 def shapes_of(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
     """Of tensors by name; those of a checkpoint are not read for it."""
-    if isinstance(arrays, Tensors):
-        return {name: arrays.entry(name).shape for name in arrays}
+    if isinstance(arrays, (Tensors, HeldTensors)):
+        return arrays.shapes()
     return {name: tuple(array.shape) for name, array in arrays.items()}
+
+
+def misfit_message(where: str, faults: Sequence[str]) -> str:
+    """All that `misfits` has found, and what would work."""
+    return f"{where}: does not fit this recipe's model: {'; '.join(faults)}. Use the recipe it was made with."
 
 
 def misfits(

@@ -7,10 +7,13 @@ import time
 from contextlib import contextmanager, nullcontext
 from typing import Iterator, Optional, Union
 
+from mindmodel.checkpoint.layout import optimizer_placements, weight_placements
+from mindmodel.checkpoint.load import Checkpoint, HeldTensors
 from mindmodel.data.loader import heldout_batches
 from mindmodel.errors import TrainingError
 from mindmodel.models.decoder import DecoderLoss, initialize
 from mindmodel.parallel.heartbeat import heartbeat_of_this_process
+from mindmodel.parallel.mesh import mesh_of
 from mindmodel.parallel.runtime import Runtime, peak_flops
 from mindmodel.recipe.estimate import FLOP_FORMULA, estimate
 from mindmodel.terminal import Terminal, duration
@@ -54,14 +57,21 @@ class Training:
         """Weights and optimizer state: the checkpoint's, those of train.init_from, or fresh ones."""
         checkpoint, parameters = self.opened.position.checkpoint, self.decoder.trainable_params()
         if checkpoint is not None:
-            fill(parameters, checkpoint.weights(), str(checkpoint.path))
-            fill(self.optimizer.state().values(), checkpoint.optimizer(), str(checkpoint.path))
-            checkpoint.release()
+            self._fill_from(checkpoint)
         elif self.opened.initial is not None:
             fill(parameters, self.opened.initial.weights, str(self.recipe.train.init_from))
             keep_origin(self.opened.initial, self.opened.folder)
         else:
             initialize(self.decoder, self.recipe.model, self.recipe.train.seed)
+
+    def _fill_from(self, checkpoint: Checkpoint) -> None:
+        """This rank's blocks of weights and optimizer state, whichever ranks have written them."""
+        mesh, rank, where = mesh_of(self.recipe.parallel), self.ranks.rank, str(checkpoint.path)
+        weights = weight_placements(self.recipe)
+        optimizer = optimizer_placements(weights)
+        fill(self.decoder.trainable_params(), HeldTensors(checkpoint.weights(), weights, mesh, rank, where), where)
+        fill(self.optimizer.state().values(), HeldTensors(checkpoint.optimizer(), optimizer, mesh, rank, where), where)
+        checkpoint.release()
 
     def run(self, stopper: Stopper, metrics: Union[Metrics, NoMetrics]) -> int:
         """Train to the last step, or until the stopper of one of the ranks says no. The state is saved either way.

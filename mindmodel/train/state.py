@@ -7,7 +7,7 @@ from typing import Iterable, Mapping, Optional
 import numpy as np
 from mindspore import Parameter, Tensor
 
-from mindmodel.checkpoint.load import Checkpoint, misfits, shapes_of
+from mindmodel.checkpoint.load import Checkpoint, misfit_message, misfits, shapes_of
 from mindmodel.checkpoint.tensor_file import LazyTensor
 from mindmodel.errors import CheckpointError
 from mindmodel.models.decoder import Decoder
@@ -36,9 +36,7 @@ def fill(parameters: Iterable[Parameter], arrays: Mapping[str, np.ndarray], wher
     named = {parameter.name: parameter for parameter in parameters}
     shapes = {name: tuple(parameter.shape) for name, parameter in named.items()}
     if found := misfits(shapes, shapes_of(arrays)):
-        raise CheckpointError(
-            f"{where}: does not fit this recipe's model: {'; '.join(found)}. Use the recipe it was made with."
-        )
+        raise CheckpointError(misfit_message(where, found))
     for name, parameter in named.items():
         parameter.set_data(Tensor(_own(arrays[name])))
 

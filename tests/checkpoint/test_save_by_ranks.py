@@ -99,10 +99,10 @@ def test_all_differences_from_the_layout_are_in_one_message(tmp_path):
         "x": dataclasses.replace(placements["x"], dtype="float32"),
     }
     with pytest.raises(CheckpointError) as raised:
-        HeldTensors(tensors, wanted, Mesh(), 0)
+        HeldTensors(tensors, wanted, Mesh(), 0, "step_1")
     assert str(raised.value) == (
-        "the checkpoint is not of this layout's model: 'u' is missing; 'v' is left over; "
-        "'w' is [6, 4], the model has [6, 6]; 'x' is float16, the model has float32."
+        "step_1: does not fit this recipe's model: 'u' is missing; 'v' is left over; 'w' is [6, 4], the model has "
+        "[6, 6]; 'x' is float16, the model has float32. Use the recipe it was made with."
     )
 
 
