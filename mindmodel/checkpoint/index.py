@@ -2,45 +2,40 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import itertools
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Mapping, TypeVar
+from typing import Any, Callable, Mapping, TypeVar, Union
 
+from mindmodel.checkpoint.blocks import Block, Shape, fault_of
 from mindmodel.checkpoint.tensor_file import DTYPE_OF_NAME
 from mindmodel.errors import CheckpointError
 from mindmodel.files import stays_inside
 
 FORMAT = "mindmodel-checkpoint-1"
 INDEX_NAME = "index.json"
-Shape = tuple[int, ...]
+INDEX_MAX_BYTES = 2**30
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileEntry:
-    """A file of the checkpoint."""
+    """A file of the checkpoint. The checksum of the whole is empty where each slice in it has its own."""
 
     bytes: int
-    sha256: str
+    sha256: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Slice:
-    """A block of a tensor: the file that holds it under the tensor's name, its first element and its shape."""
+class Slice(Block):
+    """A block of a tensor, the file that holds it under the tensor's name, and the checksum of its numbers.
+
+    In a checkpoint of an early version the checksum is empty and the file has one.
+    """
 
     file: str
-    offset: Shape
-    shape: Shape
-
-    def overlaps(self, other: Slice) -> bool:
-        """Whether two blocks of the same tensor share an element."""
-        dims = zip(self.offset, self.shape, other.offset, other.shape)
-        return all(start < begin + size and begin < start + length for start, length, begin, size in dims)
+    sha256: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,9 +74,32 @@ class Index:
     tensors: Mapping[str, TensorEntry]
 
     def to_json(self) -> str:
-        """The text of index.json, with a checksum over everything in it."""
-        content = {"format": FORMAT, **dataclasses.asdict(self)}
-        return json.dumps({**content, "sha256": _checksum(content)}, indent=1) + "\n"
+        """The text of index.json, with a checksum over everything in it; a file and a tensor stand on a line each."""
+        content = self._content()
+        content["sha256"] = _checksum(content)
+        return "{\n" + ",\n".join(f'"{name}": {_lines(value)}' for name, value in content.items()) + "\n}\n"
+
+    def _content(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "step": self.step,
+            "samples": self.samples,
+            "tokens": self.tokens,
+            "layout": dict(self.layout),
+            "recipe": dict(self.recipe),
+            "versions": dict(self.versions),
+            "random": dict(self.random),
+            "files": {name: _with_checksum(entry, bytes=entry.bytes) for name, entry in self.files.items()},
+            "tensors": {name: tensor_to_dict(tensor) for name, tensor in self.tensors.items()},
+        }
+
+    def fault(self) -> str:
+        """What cannot be true in it, such as slices that do not make up a tensor; empty when all can."""
+        for name in self.files:
+            if not stays_inside(name):
+                return f"the file name {name!r} leads out of the checkpoint's folder"
+        found = ((name, _fault_of(tensor, self.files)) for name, tensor in self.tensors.items())
+        return next((f"tensor '{name}': {fault}" for name, fault in found if fault), "")
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], where: Path) -> Index:
@@ -102,13 +120,26 @@ class Index:
             index = _parse(body)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"{where}: a part is missing or of the wrong kind: {error!r}.") from error
-        for name in index.files:
-            if not stays_inside(name):
-                raise CheckpointError(f"{where}: the file name {name!r} leads out of the checkpoint's folder.")
-        for name, tensor in index.tensors.items():
-            if fault := _fault_of(tensor, index.files):
-                raise CheckpointError(f"{where}: tensor '{name}': {fault}.")
+        if fault := index.fault():
+            raise CheckpointError(f"{where}: {fault}.")
         return index
+
+
+def tensor_to_dict(tensor: TensorEntry) -> dict[str, Any]:
+    """A tensor as it stands in JSON."""
+    slices = [_with_checksum(part, file=part.file, offset=part.offset, shape=part.shape) for part in tensor.slices]
+    return {"shape": tensor.shape, "dtype": tensor.dtype, "slices": slices}
+
+
+def _with_checksum(entry: Union[FileEntry, Slice], **fields: Any) -> dict[str, Any]:
+    return {**fields, "sha256": entry.sha256} if entry.sha256 else fields
+
+
+def _lines(value: Any) -> str:
+    """JSON of a value; of an object, each member on a line."""
+    if not isinstance(value, dict) or not value:
+        return json.dumps(value)
+    return "{\n" + ",\n".join(f" {json.dumps(name)}: {json.dumps(member)}" for name, member in value.items()) + "\n}"
 
 
 def _checksum(content: Mapping[str, Any]) -> str:
@@ -135,7 +166,7 @@ def _each(parse: Callable[[Any], T], mapping: Mapping[str, Any]) -> dict[str, T]
 
 
 def _file(value: Mapping[str, Any]) -> FileEntry:
-    return FileEntry(bytes=_count(value["bytes"]), sha256=_text(value["sha256"]))
+    return FileEntry(bytes=_count(value["bytes"]), sha256=_text(value.get("sha256", "")))
 
 
 def _tensor(value: Mapping[str, Any]) -> TensorEntry:
@@ -144,7 +175,12 @@ def _tensor(value: Mapping[str, Any]) -> TensorEntry:
 
 
 def _slice(value: Mapping[str, Any]) -> Slice:
-    return Slice(file=_text(value["file"]), offset=_shape(value["offset"]), shape=_shape(value["shape"]))
+    return Slice(
+        file=_text(value["file"]),
+        offset=_shape(value["offset"]),
+        shape=_shape(value["shape"]),
+        sha256=_text(value.get("sha256", "")),
+    )
 
 
 def _shape(value: Any) -> Shape:
@@ -176,8 +212,9 @@ def _fault_of(tensor: TensorEntry, files: Mapping[str, FileEntry]) -> str:
             start + size > whole for start, size, whole in zip(part.offset, part.shape, tensor.shape)
         ):
             return f"the slice of shape {part.shape} at {part.offset} does not lie inside {tensor.shape}"
-    if any(one.overlaps(other) for one, other in itertools.combinations(tensor.slices, 2)):
-        return "two slices overlap"
-    if sum(math.prod(part.shape) for part in tensor.slices) != math.prod(tensor.shape):
-        return f"its slices do not make up the shape {tensor.shape}"
-    return ""
+        if not (part.sha256 or files[part.file].sha256):
+            return f"its slice in '{part.file}' has no checksum"
+    if fault := fault_of(tensor.slices, tensor.shape):
+        return fault
+    num_files = len({part.file for part in tensor.slices})
+    return "two of its slices are in one file" if num_files < len(tensor.slices) else ""

@@ -1,37 +1,89 @@
-"""Loading: a checkpoint is checked against its index before a number of it is used; a damaged one is passed over."""
+"""Loading: a checkpoint is checked against its index before a number of it is used; a damaged one is passed over.
+
+Any layout loads any other: a rank reads of each file the bytes of its own blocks, whoever wrote it.
+"""
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Iterator, Mapping, Optional
+from types import MappingProxyType
+from typing import Callable, Iterator, Mapping, Optional, Sequence
 
 import numpy as np
 
-from mindmodel.checkpoint.index import INDEX_NAME, Index, TensorEntry
-from mindmodel.checkpoint.save import OPTIMIZER, WEIGHTS, step_numbers
+from mindmodel.checkpoint.blocks import Block, common, whole
+from mindmodel.checkpoint.index import INDEX_MAX_BYTES, INDEX_NAME, Index, Slice, TensorEntry
+from mindmodel.checkpoint.retention import Hold, step_numbers
+from mindmodel.checkpoint.save import OPTIMIZER, WEIGHTS
+from mindmodel.checkpoint.shares import Placement, held_block
 from mindmodel.checkpoint.tensor_file import DTYPE_OF_NAME, LazyTensor, TensorFile
 from mindmodel.errors import CheckpointError
 from mindmodel.files import file_inside, read_json, sha256_of
+from mindmodel.machine import usable_cores
+from mindmodel.parallel.mesh import Mesh
+
+
+class Files:
+    """The tensor files of a checkpoint; one is opened, and its header held against the index, when it is first used.
+
+    The checkpoint is not removed before `hold` is released, or this object goes.
+    """
+
+    def __init__(self, path: Path, index: Index, hold: Hold) -> None:
+        self._path, self.hold = path, hold
+        self._open: dict[str, TensorFile] = {}
+        self.slices: dict[str, dict[str, Slice]] = {name: {} for name in index.files}
+        self._dtypes = {name: tensor.dtype for name, tensor in index.tensors.items()}
+        for name, tensor in index.tensors.items():
+            for part in tensor.slices:
+                self.slices[part.file][name] = part
+
+    def __getitem__(self, name: str) -> TensorFile:
+        """The file of that name.
+
+        Raises:
+            CheckpointError: if it does not hold what the index says.
+        """
+        if name not in self._open:
+            file = TensorFile(self._path / name)
+            for tensor, part in self.slices[name].items():
+                held = (file.shape(tensor), file.dtype(tensor).name) if tensor in file.names else None
+                if held != (part.shape, self._dtypes[tensor]):
+                    raise CheckpointError(
+                        f"{self._path / name}: tensor '{tensor}' is {held or 'missing'}, "
+                        f"the index says {(part.shape, self._dtypes[tensor])}."
+                    )
+            self._open[name] = file
+        return self._open[name]
 
 
 class Tensors(Mapping[str, np.ndarray]):
     """Tensors by name; the numbers are read when a tensor is asked for."""
 
-    def __init__(self, entries: Mapping[str, TensorEntry], files: Mapping[str, TensorFile]) -> None:
+    def __init__(self, entries: Mapping[str, TensorEntry], files: Files) -> None:
         self._entries, self._files = entries, files
 
     def __getitem__(self, name: str) -> np.ndarray:
         """The tensor, read-only; a view of the file when it lies there whole."""
+        return self.block(name, whole(self._entries[name].shape))
+
+    def block(self, name: str, block: Block) -> np.ndarray:
+        """A block of a tensor, read-only: a view of the file when it lies in one, else put together from its bytes."""
         entry = self._entries[name]
         if len(entry.slices) == 1:
-            return self._files[entry.slices[0].file].array(name)
-        whole = np.empty(entry.shape, DTYPE_OF_NAME[entry.dtype])
-        for part in entry.slices:
-            where = tuple(slice(start, start + size) for start, size in zip(part.offset, part.shape))
-            whole[where] = self._files[part.file].array(name)
-        whole.flags.writeable = False
-        return whole
+            (part,) = entry.slices
+            return self._files[part.file].array(name)[block.within(part).place]
+        shared = [(part, both) for part in entry.slices if (both := common(part, block)) is not None]
+        if len(shared) == 1:
+            ((part, _),) = shared
+            return self._files[part.file].array(name)[block.within(part).place]
+        found = np.empty(block.shape, DTYPE_OF_NAME[entry.dtype])
+        for part, both in shared:
+            found[both.within(block).place] = self._files[part.file].array(name)[both.within(part).place]
+        found.flags.writeable = False
+        return found
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -39,15 +91,100 @@ class Tensors(Mapping[str, np.ndarray]):
     def __len__(self) -> int:
         return len(self._entries)
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the tensors by name; nothing is read."""
+        return {name: entry.shape for name, entry in self._entries.items()}
+
+    def entry(self, name: str) -> TensorEntry:
+        """Shape, dtype and slices of a tensor."""
+        return self._entries[name]
+
     def lazy(self, name: str) -> LazyTensor:
         """Shape and dtype of a tensor now, its numbers later."""
         entry = self._entries[name]
         return LazyTensor(shape=entry.shape, dtype=DTYPE_OF_NAME[entry.dtype], read=lambda: self[name])
 
 
+class HeldTensors(Mapping[str, np.ndarray]):
+    """Of some tensors the blocks that a rank of a mesh holds; the numbers are read when one is asked for.
+
+    Args:
+        where: the tensors' origin, for the message.
+
+    Raises:
+        CheckpointError: if the tensors are not those of the layout: names and shapes, all differences in one message.
+        LayoutError: if the mesh does not divide a tensor.
+    """
+
+    def __init__(
+        self,
+        tensors: Tensors,
+        placements: Mapping[str, Placement],
+        mesh: Mesh,
+        rank: int,
+        where: str = "the checkpoint",
+    ) -> None:
+        wanted = {name: placement.shape for name, placement in placements.items()}
+        dtypes = {name: (placements[name].dtype, tensors.entry(name).dtype) for name in wanted if name in tensors}
+        if faults := misfits(wanted, tensors.shapes(), dtypes):
+            raise CheckpointError(misfit_message(where, faults))
+        blocks = {name: held_block(placement, mesh, rank) for name, placement in placements.items()}
+        self._tensors, self._blocks = tensors, {name: block for name, block in blocks.items() if block is not None}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """The block, read-only."""
+        return self._tensors.block(name, self._blocks[name])
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the blocks by name; nothing is read."""
+        return {name: block.shape for name, block in self._blocks.items()}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._blocks)
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+
+def shapes_of(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
+    """Of tensors by name; those of a checkpoint are not read for it."""
+    if isinstance(arrays, (Tensors, HeldTensors)):
+        return arrays.shapes()
+    return {name: tuple(array.shape) for name, array in arrays.items()}
+
+
+def misfit_message(where: str, faults: Sequence[str]) -> str:
+    """All that `misfits` has found, and what would work."""
+    return f"{where}: does not fit this recipe's model: {'; '.join(faults)}. Use the recipe it was made with."
+
+
+def misfits(
+    wanted: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, tuple[int, ...]],
+    dtypes: Mapping[str, tuple[str, str]] = MappingProxyType({}),
+) -> list[str]:
+    """How tensors differ from what they should be: a line each, in order of their names.
+
+    Args:
+        wanted, found: shapes by name.
+        dtypes: of those in both, wanted and found, where they matter.
+    """
+    lines = [f"'{name}' is missing" for name in wanted if name not in found]
+    lines += [f"'{name}' is left over" for name in found if name not in wanted]
+    both = wanted.keys() & found.keys()
+    lines += [
+        f"'{name}' is {list(found[name])}, the model has {list(wanted[name])}"
+        for name in both
+        if found[name] != wanted[name]
+    ]
+    unlike = [(name, *pair) for name, pair in dtypes.items() if pair[0] != pair[1]]
+    lines += [f"'{name}' is {other}, the model has {dtype}" for name, dtype, other in unlike]
+    return sorted(lines)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A checkpoint that is whole; made by `open_checkpoint`.
+    """A checkpoint that is whole; made by `open_checkpoint`. It is not removed before `release`, or this object goes.
 
     Attributes:
         path: its folder.
@@ -57,7 +194,7 @@ class Checkpoint:
 
     path: Path
     index: Index
-    files: Mapping[str, TensorFile]
+    files: Files
 
     def weights(self) -> Tensors:
         """Weights by parameter name."""
@@ -67,8 +204,12 @@ class Checkpoint:
         """The optimizer's state: `first_moment.<parameter>`, `second_moment.<parameter>` and scalars; may be empty."""
         return self._tensors(OPTIMIZER)
 
+    def release(self) -> None:
+        """It has been read, and may be removed."""
+        self.files.hold.release()
+
     def _tensors(self, group: str) -> Tensors:
-        """Tensors in the files of a group; a group may be cut into files, such as weights-0.safetensors."""
+        """Tensors in the files of a group; a group may be cut into files, such as weights-rank3-0.safetensors."""
         tensors = self.index.tensors.items()
         return Tensors({name: entry for name, entry in tensors if entry.slices[0].file.startswith(group)}, self.files)
 
@@ -83,49 +224,90 @@ def open_checkpoint(path: Path, verify: bool = True) -> Checkpoint:
 
     Args:
         path: such as `runs/tiny/checkpoints/step_120`.
-        verify: compare the checksum of every file, which reads all of them; sizes and headers are always compared.
+        verify: compare all checksums, which reads all files; sizes are always compared, and the header of a file
+            before it is used.
 
     Raises:
         CheckpointError: if it is missing or damaged; the message names the file and what differs.
     """
-    path = Path(path)
+    checkpoint = _unchecked(Path(path))
+    for fault in faults_of(checkpoint, verify):
+        raise CheckpointError(fault)
+    return checkpoint
+
+
+def _unchecked(path: Path) -> Checkpoint:
+    """A checkpoint of which only the index was read.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
     if not path.is_dir():
         raise CheckpointError(f"{path}: there is no such checkpoint folder.")
-    index = Index.from_json(read_json(path / INDEX_NAME, CheckpointError), path / INDEX_NAME)
-    for name, entry in index.files.items():
-        file = file_inside(path, name, CheckpointError)
-        if file.stat().st_size != entry.bytes:
-            raise CheckpointError(f"{file}: damaged: {file.stat().st_size} bytes, the index says {entry.bytes}.")
-        if verify and (found := sha256_of(file)) != entry.sha256:
-            raise CheckpointError(f"{file}: damaged: SHA-256 {found}, the index says {entry.sha256}.")
-    files = {name: TensorFile(path / name) for name in index.files}
-    for name, tensor in index.tensors.items():
-        _check_tensor(path, name, tensor, files)
-    return Checkpoint(path=path, index=index, files=files)
+    hold = Hold(path)
+    index = Index.from_json(read_json(path / INDEX_NAME, CheckpointError, INDEX_MAX_BYTES), path / INDEX_NAME)
+    return Checkpoint(path=path, index=index, files=Files(path, index, hold))
 
 
-def _check_tensor(path: Path, name: str, tensor: TensorEntry, files: Mapping[str, TensorFile]) -> None:
-    """The files must hold what the index says of a tensor."""
-    for part in tensor.slices:
-        file = files[part.file]
-        held = (file.shape(name), file.dtype(name).name) if name in file.names else None
-        if held != (part.shape, tensor.dtype):
-            raise CheckpointError(
-                f"{path / part.file}: tensor '{name}' is {held or 'missing'}, "
-                f"the index says {(part.shape, tensor.dtype)}."
-            )
+def damage_of(path: Path) -> tuple[Optional[Checkpoint], list[str]]:
+    """A checkpoint, unless its index cannot be read, and everything that is wrong with it."""
+    try:
+        checkpoint = _unchecked(Path(path))
+    except CheckpointError as error:
+        return None, [str(error)]
+    return checkpoint, list(faults_of(checkpoint))
 
 
-def newest_checkpoint(folder: Path, say: Callable[[str], None]) -> Optional[Checkpoint]:
+def faults_of(checkpoint: Checkpoint, verify: bool = True) -> Iterator[str]:
+    """What is wrong with the files of a checkpoint, a line each; files are read at the same time.
+
+    Args:
+        verify: as open_checkpoint.
+    """
+    sound = []
+    for name, entry in checkpoint.index.files.items():
+        try:
+            size = file_inside(checkpoint.path, name, CheckpointError).stat().st_size
+        except CheckpointError as error:
+            yield str(error)
+            continue
+        if size != entry.bytes:
+            yield f"{checkpoint.path / name}: damaged: {size} bytes, the index says {entry.bytes}."
+        else:
+            sound.append(name)
+    if verify:
+        with ThreadPoolExecutor(usable_cores()) as readers:
+            for faults in readers.map(lambda name: _faults_in(checkpoint, name), sound):
+                yield from faults
+
+
+def _faults_in(checkpoint: Checkpoint, name: str) -> list[str]:
+    """What is wrong with the content of a file."""
+    where, entry = checkpoint.path / name, checkpoint.index.files[name]
+    if entry.sha256 and (found := sha256_of(where)) != entry.sha256:
+        return [f"{where}: damaged: SHA-256 {found}, the index says {entry.sha256}."]
+    try:
+        file = checkpoint.files[name]
+    except CheckpointError as error:
+        return [str(error)]
+    return [
+        f"{where}: damaged: SHA-256 {found} of tensor '{tensor}', the index says {part.sha256}."
+        for tensor, part in checkpoint.files.slices[name].items()
+        if part.sha256 and (found := file.sha256(tensor)) != part.sha256
+    ]
+
+
+def newest_checkpoint(folder: Path, say: Callable[[str], None], verify: bool = True) -> Optional[Checkpoint]:
     """The newest whole checkpoint of a folder; None when there is none.
 
     Args:
         folder: of all checkpoints; may be missing.
         say: called with one line for each damaged checkpoint, which is passed over.
+        verify: as open_checkpoint.
     """
     for step in reversed(list_checkpoints(folder)):
         try:
-            return open_checkpoint(Path(folder) / f"step_{step}")
+            return open_checkpoint(Path(folder) / f"step_{step}", verify)
         except CheckpointError as error:
             say(f"{error} Checkpoint step_{step} is passed over.")
     return None

@@ -12,8 +12,9 @@ from typing import Callable, Iterator, TextIO
 
 from mindmodel.checkpoint.index import INDEX_NAME
 from mindmodel.checkpoint.load import Checkpoint, newest_checkpoint, open_checkpoint
-from mindmodel.checkpoint.save import STEP_NAME
+from mindmodel.checkpoint.retention import STEP_NAME
 from mindmodel.errors import CheckpointError
+from mindmodel.parallel.heartbeat import host_name
 
 LIVE_NAME = "live_memory.html"
 SHOWN_NAMES = 8
@@ -105,7 +106,7 @@ class RunFolder:
                     "Wait until it ends, stop it, or choose another runtime.output."
                 ) from error
             file.truncate(0)
-            file.write(f"{os.getpid()}\n")
+            file.write(f"{os.getpid()} on {host_name()}\n")
             file.flush()
             yield
 
@@ -152,16 +153,29 @@ def resolve_weights(path: Path, say: Callable[[str], None] = _warn) -> tuple[Run
     Raises:
         CheckpointError: if there is no such run or no whole checkpoint, or the one asked for is damaged.
     """
-    path = Path(path)
-    if (path / INDEX_NAME).is_file() or STEP_NAME.fullmatch(path.name):
-        checkpoint = open_checkpoint(path)
-        return open_run(_run_of(path)), checkpoint
+    checkpoint = resolve_checkpoint(path, say)
+    return open_run(_run_of(path) if is_checkpoint(path) else path), checkpoint
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a path is that of a checkpoint, even of one that is not there, rather than of a run."""
+    return (Path(path) / INDEX_NAME).is_file() or STEP_NAME.fullmatch(Path(path).name) is not None
+
+
+def resolve_checkpoint(path: Path, say: Callable[[str], None] = _warn, verify: bool = True) -> Checkpoint:
+    """The checkpoint that a path means, as resolve_weights; a checkpoint may stand outside of a run.
+
+    Args:
+        verify: as open_checkpoint.
+    """
+    if is_checkpoint(path):
+        return open_checkpoint(path, verify)
     run = open_run(path)
-    newest = newest_checkpoint(run.checkpoints, say)
+    newest = newest_checkpoint(run.checkpoints, say, verify)
     if newest is None:
         raise CheckpointError(f"{run.checkpoints}: there is no whole checkpoint. Train the run until it saves one.")
-    return run, newest
+    return newest
 
 
 def _run_of(checkpoint: Path) -> Path:
-    return checkpoint.resolve().parent.parent
+    return Path(checkpoint).resolve().parent.parent

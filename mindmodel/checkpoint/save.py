@@ -3,22 +3,38 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from pathlib import Path
-from typing import Any, Mapping
+from types import MappingProxyType
+from typing import Any, Callable, Mapping, Optional
 
-from mindmodel.checkpoint.index import INDEX_NAME, FileEntry, Index, Slice, TensorEntry
-from mindmodel.checkpoint.tensor_file import Tensor, write_tensors
+from mindmodel.checkpoint.background import HostMemory
+from mindmodel.checkpoint.index import INDEX_NAME, Index, Slice, TensorEntry
+from mindmodel.checkpoint.part import (
+    Crew,
+    Part,
+    PlannedPart,
+    announce,
+    collect_notes,
+    joined,
+    leave_note,
+    plan_part,
+    write_part,
+)
+from mindmodel.checkpoint.retention import remove_leftovers, retain
+from mindmodel.checkpoint.tensor_file import Tensor
 from mindmodel.errors import CheckpointError
-from mindmodel.files import sync_folder, write_folder_safely, write_text_safely
+from mindmodel.files import write_folder_safely, write_text_safely
 
 WEIGHTS, OPTIMIZER = "weights", "optimizer"
-STEP_NAME = re.compile(r"step_(0|[1-9]\d*)")
-LEFTOVER_NAME = re.compile(r"\.step_\d+\.(tmp|old)")
 
 
-def save_checkpoint(
+def save_checkpoint(folder: Path, **what: Any) -> Path:
+    """Write a checkpoint; arguments, result and errors are those of `checkpoint_writer` and of what that gives."""
+    return checkpoint_writer(folder, **what)()
+
+
+def checkpoint_writer(
     folder: Path,
     *,
     step: int,
@@ -32,88 +48,116 @@ def save_checkpoint(
     layout: Mapping[str, int],
     keep: int,
     keep_every: int,
-) -> Path:
-    """Write the checkpoint `folder/step_N` and remove those that are no longer to be kept.
+    losses: Mapping[int, float] = MappingProxyType({}),
+    crew: Crew = Crew(),
+    memory: Optional[HostMemory] = None,
+) -> Callable[[], Path]:
+    """A function that writes the checkpoint `folder/step_N` and removes those that are no longer to be kept.
 
-    A whole `step_N` that exists is replaced. The folder must have one writer at a time; see `RunFolder.lock`.
+    A whole `step_N` that exists is replaced. The folder must have one job at a time; see `RunFolder.lock`. All ranks of
+    the job do this for the same step: each writes its part, and the first returns when the checkpoint is whole.
 
     Args:
         folder: of all checkpoints; made when it is missing.
         step, samples, tokens: what was consumed until now.
-        weights: by parameter name.
-        optimizer: `first_moment.<parameter>`, `second_moment.<parameter>` and scalars; empty: weights only.
+        weights: by parameter name; of a crew, the blocks that this rank holds.
+        optimizer: as weights: `first_moment.<parameter>`, `second_moment.<parameter>` and scalars; empty: weights only.
         recipe, versions, random, layout: noted in the index, plain JSON values; see `Index`.
         keep: newest checkpoints to keep, this one included, at least 1.
         keep_every: checkpoints whose step is a multiple are kept for ever; 0 is off.
+        losses: held-out losses by step: of the checkpoints that have one, the best is kept too.
+        crew: the ranks that write it together.
+        memory: where the numbers are copied before this returns; without, they are read when they are written.
 
     Returns:
-        The checkpoint's folder.
+        What writes it, and gives the checkpoint's folder. It raises CheckpointError if that could not be written, as on
+        a full disk, or by another rank: nothing of it is left then, and the others are as they were.
 
     Raises:
-        CheckpointError: if it could not be written, as on a full disk. Nothing of it is left, and the others are as
-            they were.
+        CheckpointError, LayoutError: if a tensor is not what the crew's placements say.
     """
-    folder = Path(folder)
-    groups = {f"{group}.safetensors": tensors for group, tensors in ((WEIGHTS, weights), (OPTIMIZER, optimizer))}
-    groups = {name: tensors for name, tensors in groups.items() if tensors}
-    path = folder / f"step_{step}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(folder)
-        with write_folder_safely(path) as temporary:
-            files = _write_files(temporary, groups)
-            index = Index(
-                step=step,
-                samples=samples,
-                tokens=tokens,
-                layout=layout,
-                recipe=recipe,
-                versions=versions,
-                random=random,
-                files=files,
-                tensors=_entries(groups),
-            )
-            write_text_safely(temporary / INDEX_NAME, index.to_json())
-    except OSError as error:
-        raise CheckpointError(_failure(path, groups, error)) from error
-    _retain(folder, step, keep, keep_every)
-    return path
+    planned = plan_part({WEIGHTS: weights, OPTIMIZER: optimizer}, crew)
+    if memory is not None:
+        planned = memory.copy(planned)
+    path = Path(folder) / f"step_{step}"
 
-
-def step_numbers(folder: Path) -> list[int]:
-    """Steps that have a folder of the final name, ascending; unfinished ones have another name."""
-    if not Path(folder).is_dir():
-        return []
-    matches = (STEP_NAME.fullmatch(path.name) for path in Path(folder).iterdir() if path.is_dir())
-    return sorted(int(match[1]) for match in matches if match)
-
-
-def _write_files(folder: Path, groups: Mapping[str, Mapping[str, Tensor]]) -> dict[str, FileEntry]:
-    files = {}
-    for name, tensors in groups.items():
-        sha256, num_bytes = write_tensors(folder / name, tensors)
-        files[name] = FileEntry(bytes=num_bytes, sha256=sha256)
-    return files
-
-
-def _entries(groups: Mapping[str, Mapping[str, Tensor]]) -> dict[str, TensorEntry]:
-    """Index entries of tensors that each lie whole in one file."""
-    return {
-        name: TensorEntry(
-            shape=tuple(tensor.shape),
-            dtype=tensor.dtype.name,
-            slices=(Slice(file=file, offset=(0,) * len(tensor.shape), shape=tuple(tensor.shape)),),
+    def index_of(parts: list[Part]) -> Index:
+        return Index(
+            step=step,
+            samples=samples,
+            tokens=tokens,
+            layout=layout,
+            recipe=recipe,
+            versions=versions,
+            random=random,
+            files={name: entry for part in parts for name, entry in part.files.items()},
+            tensors=_entries(planned, parts),
         )
-        for file, tensors in groups.items()
-        for name, tensor in tensors.items()
+
+    def write() -> Path:
+        try:
+            if crew.is_first:
+                _write(path, planned, index_of)
+                retain(path.parent, step, keep, keep_every, losses)
+            else:
+                _join(path, planned)
+        except OSError as error:
+            raise CheckpointError(_failure(path, planned, error)) from error
+        return path
+
+    return write
+
+
+def _write(path: Path, planned: PlannedPart, index_of: Callable[[list[Part]], Index]) -> None:
+    """What the first rank does."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path.parent)
+    with write_folder_safely(path) as temporary:
+        index = index_of(_all_parts(temporary, planned))
+        if fault := index.fault() or _missing(temporary, index):
+            raise CheckpointError(f"{path}: what the ranks wrote does not make up the checkpoint: {fault}.")
+        write_text_safely(temporary / INDEX_NAME, index.to_json())
+
+
+def _join(path: Path, planned: PlannedPart) -> None:
+    """What every other rank does."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with joined(temporary, planned.crew):
+        leave_note(temporary, write_part(temporary, planned), planned.crew)
+
+
+def _all_parts(temporary: Path, planned: PlannedPart) -> list[Part]:
+    """Of the first rank, which writes its own meanwhile, and of all others."""
+    if planned.crew.count == 1:
+        return [write_part(temporary, planned)]
+    announce(temporary, planned.crew)
+    return [write_part(temporary, planned), *collect_notes(temporary, planned.crew)]
+
+
+def _missing(temporary: Path, index: Index) -> str:
+    """A file that is not there as its rank has said; empty when all are."""
+    sizes = {entry.name: entry.stat().st_size for entry in os.scandir(temporary)}
+    short = (name for name, entry in index.files.items() if sizes.get(name) != entry.bytes)
+    return next((f"'{name}' has {sizes.get(name, 0)} of {index.files[name].bytes} bytes" for name in short), "")
+
+
+def _entries(planned: PlannedPart, parts: list[Part]) -> dict[str, TensorEntry]:
+    """Index entries of all tensors."""
+    slices: dict[str, list[Slice]] = {}
+    for part in parts:
+        for name, cut in part.slices.items():
+            slices.setdefault(name, []).append(cut)
+    return {
+        name: TensorEntry(shape=placement.shape, dtype=placement.dtype, slices=tuple(slices.get(name, ())))
+        for name, placement in planned.placements.items()
     }
 
 
-def _failure(path: Path, groups: Mapping[str, Mapping[str, Tensor]], error: OSError) -> str:
-    needed = sum(tensor.nbytes for tensors in groups.values() for tensor in tensors.values())
+def _failure(path: Path, planned: PlannedPart, error: OSError) -> str:
+    rank = f"rank {planned.crew.rank}: " if planned.crew.count > 1 else ""
     return (
-        f"{path}: the checkpoint could not be written: {error.strerror or error}. It needs {needed:,} bytes, "
-        f"{_free_bytes(path.parent):,} are free. Earlier checkpoints are untouched; make room or choose another "
+        f"{path}: {rank}the checkpoint could not be written: {error.strerror or error}. It needs {planned.nbytes:,} "
+        f"bytes, {_free_bytes(path.parent):,} are free. Earlier checkpoints are untouched; make room or choose another "
         "runtime.output, then start again."
     )
 
@@ -123,21 +167,3 @@ def _free_bytes(folder: Path) -> int:
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """What a killed process left: folders half-written or half-removed."""
-    for path in folder.iterdir():
-        if LEFTOVER_NAME.fullmatch(path.name):
-            shutil.rmtree(path)
-
-
-def _retain(folder: Path, step: int, keep: int, keep_every: int) -> None:
-    """Remove what is not wanted. Later steps do not count: they are damaged, since the run went on from before them."""
-    earlier = [number for number in step_numbers(folder) if number <= step]
-    for number in earlier[:-keep]:
-        if not (keep_every and number % keep_every == 0):
-            old = folder / f".step_{number}.old"
-            os.rename(folder / f"step_{number}", old)
-            shutil.rmtree(old)
-    sync_folder(folder)

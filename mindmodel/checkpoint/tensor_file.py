@@ -7,9 +7,10 @@ import json
 import math
 import mmap
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Iterator, Mapping, NoReturn, Optional, Union
+from typing import Any, Callable, Mapping, NoReturn, Optional, Union
 
 import ml_dtypes
 import numpy as np
@@ -56,13 +57,21 @@ class LazyTensor:
 Tensor = Union[np.ndarray, LazyTensor]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """A file that was written: its bytes, and the SHA-256 of each tensor's numbers in hex."""
+
+    num_bytes: int
+    sha256: Mapping[str, str]
+
+
 def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Optional[Mapping[str, str]] = None
-) -> tuple[str, int]:
+    path: Path, tensors: Mapping[str, Tensor], metadata: Optional[Mapping[str, str]] = None, *, new: bool = False
+) -> Written:
     """Write a safetensors file and fsync it; one tensor is in memory at a time. The caller sees to a temporary folder.
 
-    Returns:
-        The SHA-256 of the file in hex, and its bytes.
+    Args:
+        new: whether a file of that name must not be there yet.
 
     Raises:
         OSError: as the system reports it, such as a full disk.
@@ -72,21 +81,26 @@ def write_tensors(
         Wide dtypes come first, so that every tensor is aligned.
     """
     names = sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize)
-    digest, num_bytes = hashlib.sha256(), 0
-    with open(path, "wb") as file:
-        for part in _parts(tensors, names, metadata):
+    header, digests = _header_of(tensors, names, metadata), {}
+    num_bytes = len(header) + sum(tensors[name].nbytes for name in names)
+    with open(path, "xb" if new else "wb") as file, ThreadPoolExecutor(1) as hasher:
+        file.write(header)
+        for name in names:
+            part = _bytes_of(tensors[name])
+            digest = hasher.submit(_sha256, part)  # both leave Python's lock: the longer of the two counts
             file.write(part)
-            digest.update(part)
-            num_bytes += len(part)
+            digests[name] = digest.result()
         file.flush()
         os.fsync(file.fileno())
-    return digest.hexdigest(), num_bytes
+    return Written(num_bytes=num_bytes, sha256=digests)
 
 
-def _parts(
-    tensors: Mapping[str, Tensor], names: list[str], metadata: Optional[Mapping[str, str]]
-) -> Iterator[Union[bytes, memoryview]]:
-    """The file's content, piece by piece."""
+def _sha256(part: Union[bytes, memoryview]) -> str:
+    return hashlib.sha256(part).hexdigest()
+
+
+def _header_of(tensors: Mapping[str, Tensor], names: list[str], metadata: Optional[Mapping[str, str]]) -> bytes:
+    """What stands before the numbers."""
     header: dict[str, Any] = {METADATA: dict(metadata)} if metadata else {}
     end = 0
     for name in names:
@@ -95,9 +109,7 @@ def _parts(
         header[name] = {"dtype": code, "shape": list(tensors[name].shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % LENGTH_BYTES)
-    yield len(text).to_bytes(LENGTH_BYTES, "little") + text
-    for name in names:
-        yield _bytes_of(tensors[name])
+    return len(text).to_bytes(LENGTH_BYTES, "little") + text
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
@@ -149,6 +161,10 @@ class TensorFile:
         dtype, shape, start, end = self._entries[name]
         first, last = self._data + start, self._data + end
         return self._bytes[first:last].view(dtype).reshape(shape)
+
+    def sha256(self, name: str) -> str:
+        """Checksum of a tensor's numbers, read now."""
+        return _sha256(self.array(name).reshape(-1).view(np.uint8).data)
 
     def lazy(self, name: str) -> LazyTensor:
         """A tensor that is read when it is used."""

@@ -72,6 +72,8 @@ def run(args: argparse.Namespace) -> int:
     refuse_cut_weights(launch.recipe)
     folder = RunFolder(Path(launch.recipe.output))
     position = find_position(launch.recipe, folder, terminal)
+    if position.checkpoint is not None:
+        position.checkpoint.release()  # the workers open it themselves
     if is_finished(launch.recipe, folder, position, terminal):
         return 0
     for change in changes if launch.nodes.rank else ():  # rank 0 says so elsewhere

@@ -19,6 +19,7 @@ VERBS = {
     "recipe": "show a recipe resolved, with its parameters, tokens, memory and disk",
     "generate": "sample text from a run",
     "eval": "loss and perplexity of a run on held-out tokens or a text",
+    "checkpoint": "what is in a checkpoint, is it whole, what differs, all of it in one file",
     "convert": "to and from Hugging Face folders",
     "doctor": "what this machine can do and what is missing",
 }

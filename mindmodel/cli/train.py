@@ -32,6 +32,7 @@ from mindmodel.train.run import (
     find_position,
     for_this_machine,
     is_finished,
+    join_position,
     open_run,
     owned,
     refuse_other_ranks_run,
@@ -81,7 +82,7 @@ def _go_on(recipe: Recipe, folder: RunFolder, terminal: Terminal) -> int:
     opened = open_run(recipe, folder, position, terminal)
     with Stopper(recipe.train) as stopper:
         runtime = _load(opened.recipe, terminal)
-        runtime.ranks.meet()  # the others may open it now
+        runtime.ranks.gather(position.step)  # the others may open it now
         _introduce(opened, terminal, runtime)
         training = _begin(opened, runtime, terminal)
         code = _train(training, stopper)
@@ -107,8 +108,8 @@ def _join(recipe: Recipe, folder: RunFolder, terminal: Terminal) -> int:
     """What every rank but the first does: it finds what that one has opened, and writes nothing."""
     with Stopper(recipe.train) as stopper:
         runtime = _load(recipe, terminal)
-        runtime.ranks.meet()  # the first has opened the run
-        opened = open_run(recipe, folder, find_position(recipe, folder, terminal), terminal)
+        step = int(runtime.ranks.gather(0)[0, 0])  # where the first has opened the run
+        opened = open_run(recipe, folder, join_position(recipe, folder, step), terminal)
         training = _begin(opened, runtime, terminal)
         with _failures_in_a_line():
             code = training.run(stopper, NoMetrics())

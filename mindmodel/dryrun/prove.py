@@ -18,7 +18,7 @@ from mindmodel.dryrun.interpret import CollectiveCall, Interpreter
 from mindmodel.dryrun.jobs import Job
 from mindmodel.errors import LayoutError
 from mindmodel.parallel.mesh import Axes, Mesh, local_slice, mesh_of, stage_of
-from mindmodel.parallel.plan import Plan, sharded_axes
+from mindmodel.parallel.plan import held_axes
 from mindmodel.parallel.plans.decoder import decoder_plan
 from mindmodel.recipe.schema import Recipe
 from mindmodel.recipe.shrink import single
@@ -147,12 +147,8 @@ def _named(parameters: Mapping[str, np.ndarray], prefix: str) -> Arrays:
 def axes_by_name(recipe: Recipe, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Axes]:
     """Over which axes each parameter of a recipe is cut, optimizer sharding included."""
     mesh, plan = mesh_of(recipe.parallel), decoder_plan(recipe.model, recipe.parallel)
-    return {name: _cut(name, shape, plan, mesh, recipe) for name, shape in shapes.items()}
-
-
-def _cut(name: str, shape: tuple[int, ...], plan: Plan, mesh: Mesh, recipe: Recipe) -> Axes:
-    axes = plan.axes_of(name)
-    return axes if recipe.parallel.shard_optimizer == "none" else sharded_axes(axes, shape, mesh)
+    sharded = recipe.parallel.shard_optimizer != "none"
+    return {name: held_axes(plan, name, shape, mesh, sharded) for name, shape in shapes.items()}
 
 
 def compare(recipe: Recipe, one: Execution, many: Execution, before: Mapping[str, np.ndarray]) -> Proof:

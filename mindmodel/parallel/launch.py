@@ -155,7 +155,7 @@ def _num_workers(recipe: Recipe, nodes: Nodes, ascend: bool, devices: Optional[t
 
 
 def refuse_cut_weights(recipe: Recipe) -> None:
-    """A run saves whole weights from its first rank, so every rank must hold them whole; a CPU cuts only the batch.
+    """A run is begun and evaluated with whole weights, so every rank must hold them whole; a CPU cuts only the batch.
 
     Raises:
         LayoutError: if the layout cuts more.
@@ -166,7 +166,7 @@ def refuse_cut_weights(recipe: Recipe) -> None:
     if parallel.shard_optimizer != "none":
         cut.append(f"shard_optimizer={parallel.shard_optimizer}")
     if cut:
-        why = "on CPU only dp can be above 1" if on_cpu else "a run is saved from a rank that holds the whole model"
+        why = "on CPU only dp can be above 1" if on_cpu else "a run is begun and evaluated with whole weights"
         raise LayoutError(
             f"recipe '{recipe.name}', parallel: {', '.join(cut)} cannot train here: {why}. Use dp alone; `--single` "
             "for one device; `mindmodel dryrun --prove` compiles and proves the layout without a chip."

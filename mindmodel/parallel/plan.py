@@ -157,3 +157,16 @@ def sharded_axes(axes: Axes, shape: Shape, mesh: Mesh) -> Axes:
     if local_shape(shape, axes, mesh)[0] % mesh.degree(free):
         return axes
     return (names(axes[0]) + free, *axes[1:])
+
+
+def held_axes(plan: Plan, parameter: str, shape: Shape, mesh: Mesh, sharded: bool) -> Axes:
+    """Over which axes a parameter and its moments are cut where a rank keeps them.
+
+    Args:
+        sharded: whether optimizer sharding is on, at any level.
+
+    Raises:
+        LayoutError: if no rule, or more than one, names the parameter, or its cuts do not divide it.
+    """
+    axes = plan.axes_of(parameter)
+    return sharded_axes(axes, shape, mesh) if sharded else axes

@@ -137,11 +137,11 @@ def activation_bytes(recipe: Recipe) -> int:
 
 
 def _checkpoints_at_once(recipe: Recipe) -> int:
-    """The newest ones, one being written, and those kept for ever."""
+    """The newest ones, one being written, the best, and those kept for ever."""
     checkpoint, steps = recipe.checkpoint, recipe.train.steps
     saves = math.ceil(steps / checkpoint.every) if checkpoint.every else 1
     forever = steps // checkpoint.keep_every if checkpoint.keep_every else 0
-    return min(saves, checkpoint.keep + 1 + forever)
+    return min(saves, checkpoint.keep + 1 + checkpoint.keep_best + forever)
 
 
 def estimate(recipe: Recipe, vocab_size: int) -> Estimate:

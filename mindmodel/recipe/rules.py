@@ -118,6 +118,14 @@ def kept_checkpoints_are_written(recipe: Recipe) -> Iterator[Fault]:
         yield Fault("checkpoint.keep_every", f"{text}. Use {works}.")
 
 
+def best_checkpoint_is_evaluated(recipe: Recipe) -> Iterator[Fault]:
+    needed = {"checkpoint.every": recipe.checkpoint.every, "train.eval_every": recipe.train.eval_every}
+    missing = [f"{name}=0" for name, value in needed.items() if not value]
+    if recipe.checkpoint.keep_best and missing:
+        text = f"'keep_best' compares held-out losses of steps that are saved, and '{missing[0]}'"
+        yield Fault("checkpoint.keep_best", f"{text}. Give checkpoint.every, and train.eval_every a multiple of it.")
+
+
 Rule = Callable[[Recipe], Iterable[Fault]]
 
 RULES: tuple[Rule, ...] = (
@@ -134,6 +142,7 @@ RULES: tuple[Rule, ...] = (
     warmup_ends_before_the_run,
     stop_is_within_the_run,
     kept_checkpoints_are_written,
+    best_checkpoint_is_evaluated,
 )
 
 

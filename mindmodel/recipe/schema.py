@@ -151,6 +151,7 @@ class CheckpointSection:
     every: int = key("steps between checkpoints; 0: only at the end", 0, minimum=0)
     keep: int = key("newest checkpoints to keep", 2, minimum=1)
     keep_every: int = key("keep each checkpoint whose step is a multiple, for ever; 0 is off", 0, minimum=0)
+    keep_best: bool = key("keep the checkpoint of the lowest held-out loss too", False)
 
 
 @dataclass(frozen=True, kw_only=True)

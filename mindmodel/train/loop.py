@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import math
-import platform
 import time
 from contextlib import contextmanager, nullcontext
-from importlib.metadata import version
 from typing import Iterator, Optional, Union
 
-import numpy as np
-
-import mindmodel
-from mindmodel.checkpoint.save import save_checkpoint
+from mindmodel.checkpoint.layout import optimizer_placements, weight_placements
+from mindmodel.checkpoint.load import Checkpoint, HeldTensors
 from mindmodel.data.loader import heldout_batches
 from mindmodel.errors import TrainingError
 from mindmodel.models.decoder import DecoderLoss, initialize
 from mindmodel.parallel.heartbeat import heartbeat_of_this_process
-from mindmodel.parallel.mesh import AXES, mesh_of
+from mindmodel.parallel.mesh import mesh_of
 from mindmodel.parallel.runtime import Runtime, peak_flops
-from mindmodel.recipe.dump import recipe_to_dict
 from mindmodel.recipe.estimate import FLOP_FORMULA, estimate
 from mindmodel.terminal import Terminal, duration
 from mindmodel.train.build import build
@@ -27,20 +22,11 @@ from mindmodel.train.evaluate import Evaluation, compile_evaluation, evaluate
 from mindmodel.train.init_from import keep_origin
 from mindmodel.train.metrics import Metrics, NoMetrics, Utilisation
 from mindmodel.train.run import OpenedRun
+from mindmodel.train.saving import Saving
 from mindmodel.train.schedule import learning_rate
 from mindmodel.train.slow_ranks import SlowRanks
-from mindmodel.train.state import arrays_of, fill
+from mindmodel.train.state import fill
 from mindmodel.train.stopping import GO_ON, Stopper, agreed
-
-
-def versions() -> dict[str, str]:
-    """Of what writes a checkpoint."""
-    return {
-        "mindmodel": mindmodel.__version__,
-        "mindspore": version("mindspore"),
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-    }
 
 
 class Training:
@@ -50,7 +36,6 @@ class Training:
         self.opened, self.runtime, self.terminal = opened, runtime, terminal
         recipe = self.recipe = opened.recipe
         self.step = self.first_step = opened.position.step
-        self.saved_step = self.step if opened.position.checkpoint else None
         self.evaluation: Optional[Evaluation] = None
         self.heartbeat = heartbeat_of_this_process()
         self.ranks = runtime.ranks
@@ -58,6 +43,7 @@ class Training:
         self.decoder, self.optimizer = self.built.decoder, self.built.optimizer
         self.eval_network = DecoderLoss(self.decoder, recipe.model.vocab_size, gradient=False).set_train(False)
         self._fill()
+        self.saving = Saving(self)
         peak, peak_name = peak_flops(runtime)
         self.slow_ranks = SlowRanks(runtime)
         self.utilisation = Utilisation(
@@ -71,13 +57,21 @@ class Training:
         """Weights and optimizer state: the checkpoint's, those of train.init_from, or fresh ones."""
         checkpoint, parameters = self.opened.position.checkpoint, self.decoder.trainable_params()
         if checkpoint is not None:
-            fill(parameters, checkpoint.weights(), str(checkpoint.path))
-            fill(self.optimizer.state().values(), checkpoint.optimizer(), str(checkpoint.path))
+            self._fill_from(checkpoint)
         elif self.opened.initial is not None:
             fill(parameters, self.opened.initial.weights, str(self.recipe.train.init_from))
             keep_origin(self.opened.initial, self.opened.folder)
         else:
             initialize(self.decoder, self.recipe.model, self.recipe.train.seed)
+
+    def _fill_from(self, checkpoint: Checkpoint) -> None:
+        """This rank's blocks of weights and optimizer state, whichever ranks have written them."""
+        mesh, rank, where = mesh_of(self.recipe.parallel), self.ranks.rank, str(checkpoint.path)
+        weights = weight_placements(self.recipe)
+        optimizer = optimizer_placements(weights)
+        fill(self.decoder.trainable_params(), HeldTensors(checkpoint.weights(), weights, mesh, rank, where), where)
+        fill(self.optimizer.state().values(), HeldTensors(checkpoint.optimizer(), optimizer, mesh, rank, where), where)
+        checkpoint.release()
 
     def run(self, stopper: Stopper, metrics: Union[Metrics, NoMetrics]) -> int:
         """Train to the last step, or until the stopper of one of the ranks says no. The state is saved either way.
@@ -88,6 +82,12 @@ class Training:
         Raises:
             TrainingError: if loss or gradients are not finite and train.check_finite is stop.
         """
+        with self.saving.finishing():
+            code = self._run(stopper, metrics)
+        self.heartbeat.beat("done", self.step)
+        return GO_ON if self.step == self.recipe.train.steps else code
+
+    def _run(self, stopper: Stopper, metrics: Union[Metrics, NoMetrics]) -> int:
         recipe, code = self.recipe, GO_ON
         window = Window(self)
         while self.step < recipe.train.steps and code == GO_ON:
@@ -105,10 +105,10 @@ class Training:
             if last or (recipe.train.eval_every and self.step % recipe.train.eval_every == 0 and code == GO_ON):
                 self.evaluate(metrics)
             if last or code or (recipe.checkpoint.every and self.step % recipe.checkpoint.every == 0):
-                self.save()
+                self.saving.save(metrics)
+            self.saving.report()
             window.skip_pause()
-        self.heartbeat.beat("done", self.step)
-        return GO_ON if self.step == recipe.train.steps else code
+        return code
 
     def _together(self, stopper: Stopper) -> int:
         """What all ranks do next: each says whether it is to stop, and the first, when the ranks are to be compared."""
@@ -168,32 +168,8 @@ class Training:
         self.heartbeat.beat("evaluating", self.step)
         self.evaluation = evaluate(self.eval_network, heldout_batches(heldout, seq_len, count), self.ranks)
         metrics.write(self.step, {"eval_loss": self.evaluation.loss, "eval_tokens": self.evaluation.tokens})
+        self.saving.note(self.evaluation.loss)
         self.terminal.say(f"step {self.step}: held-out loss {self.evaluation.loss:.4f}")
-
-    def save(self) -> None:
-        """Write a checkpoint of this step, unless it was written already; the first rank does."""
-        if self.saved_step == self.step:
-            return
-        self.saved_step = self.step
-        if not self.ranks.is_first:
-            return
-        self.heartbeat.beat("saving", self.step)
-        recipe, samples = self.recipe, self.step * self.recipe.sequences_per_step
-        path = save_checkpoint(
-            self.opened.folder.checkpoints,
-            step=self.step,
-            samples=samples,
-            tokens=samples * recipe.data.seq_len,
-            weights=arrays_of(self.decoder.trainable_params()),
-            optimizer=arrays_of(self.optimizer.state().values()),
-            recipe=recipe_to_dict(recipe),
-            versions=versions(),
-            random={"seed": recipe.train.seed, "samples": samples},
-            layout={axis: mesh_of(recipe.parallel).degree(axis) for axis in AXES},
-            keep=recipe.checkpoint.keep,
-            keep_every=recipe.checkpoint.keep_every,
-        )
-        self.terminal.say(f"step {self.step}: saved {path}")
 
 
 class Window:

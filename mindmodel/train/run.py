@@ -15,7 +15,7 @@ import numpy as np
 
 from mindmodel.build_cache import source_digest
 from mindmodel.checkpoint.index import INDEX_NAME
-from mindmodel.checkpoint.load import Checkpoint, list_checkpoints, newest_checkpoint
+from mindmodel.checkpoint.load import Checkpoint, list_checkpoints, newest_checkpoint, open_checkpoint
 from mindmodel.checkpoint.run_folder import RunFolder
 from mindmodel.data.loader import TrainBatches
 from mindmodel.data.prepare import Corpus, prepare
@@ -141,6 +141,23 @@ def find_position(recipe: Recipe, folder: RunFolder, terminal: Terminal) -> Posi
         CheckpointError: if no checkpoint is whole, or the run is one of another model, data, tokenizer or seed.
     """
     checkpoint = newest_checkpoint(folder.checkpoints, terminal.say)
+    return _position(recipe, folder, checkpoint)
+
+
+def join_position(recipe: Recipe, folder: RunFolder, step: int) -> Position:
+    """Of a rank that is not the first: the position at the step that the first has found and compared bit by bit.
+
+    Args:
+        step: 0 at the beginning.
+
+    Raises:
+        CheckpointError: as find_position.
+    """
+    checkpoint = open_checkpoint(folder.checkpoints / f"step_{step}", verify=False) if step else None
+    return _position(recipe, folder, checkpoint)
+
+
+def _position(recipe: Recipe, folder: RunFolder, checkpoint: Optional[Checkpoint]) -> Position:
     if checkpoint is None:
         if damaged := list_checkpoints(folder.checkpoints):
             names = ", ".join(f"step_{step}" for step in damaged)

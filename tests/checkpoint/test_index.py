@@ -64,6 +64,20 @@ def test_the_json_has_the_documented_form():
     }
 
 
+def test_a_slice_has_the_checksum_of_its_numbers():
+    signed = [dataclasses.replace(half, sha256="1" * 64) for half in HALVES]
+    index = dataclasses.replace(with_slices(*signed), files={name: FileEntry(bytes=1) for name in INDEX.files})
+    content = json.loads(index.to_json())
+    assert content["files"]["a.safetensors"] == {"bytes": 1}
+    assert content["tensors"]["w"]["slices"][0]["sha256"] == "1" * 64
+    assert read(index) == index
+
+
+def test_a_tensor_stands_on_a_line():
+    lines = INDEX.to_json().splitlines()
+    assert sum(line.startswith(' "w": {"shape": [4, 3]') for line in lines) == 1
+
+
 def test_a_scalar_has_an_empty_shape():
     scalar = TensorEntry(shape=(), dtype="float32", slices=(Slice(file="a.safetensors", offset=(), shape=()),))
     index = dataclasses.replace(INDEX, tensors={"beta1_power": scalar})
@@ -121,7 +135,7 @@ def test_a_file_name_that_leaves_the_folder_is_refused(name):
     [
         (with_slices(*HALVES, dtype="float8"), "tensor 'w': dtype 'float8' is unknown"),
         (with_slices(), "tensor 'w': it has no slice"),
-        (with_slices(HALVES[0]), r"tensor 'w': its slices do not make up the shape \(4, 3\)"),
+        (with_slices(HALVES[0]), "tensor 'w': its slices leave a gap"),
         (with_slices(HALVES[0], HALVES[0]), "two slices overlap"),
         (
             with_slices(HALVES[0], dataclasses.replace(HALVES[1], file="c")),
@@ -132,6 +146,11 @@ def test_a_file_name_that_leaves_the_folder_is_refused(name):
             r"the slice of shape \(2, 3\) at \(3, 0\) does not lie inside \(4, 3\)",
         ),
         (with_slices(dataclasses.replace(HALVES[0], offset=(0,), shape=(4,))), "does not lie inside"),
+        (with_slices(HALVES[0], dataclasses.replace(HALVES[1], file="a.safetensors")), "two of its slices are in one"),
+        (
+            dataclasses.replace(INDEX, files={name: FileEntry(bytes=1) for name in INDEX.files}),
+            "its slice in 'a.safetensors' has no checksum",
+        ),
     ],
 )
 def test_slices_that_do_not_make_up_the_tensor_are_refused(index, fault):

@@ -12,6 +12,7 @@ from mindmodel.checkpoint.load import list_checkpoints, newest_checkpoint, open_
 from mindmodel.checkpoint.save import save_checkpoint
 from mindmodel.checkpoint.tensor_file import write_tensors
 from mindmodel.errors import CheckpointError
+from mindmodel.files import sha256_of
 
 WHOLE = np.arange(24, dtype=np.float32).reshape(4, 6)
 
@@ -44,8 +45,8 @@ def save_slices(folder, slices):
     files = {}
     for part in slices:
         rows, columns = (slice(start, start + size) for start, size in zip(part.offset, part.shape))
-        sha256, num_bytes = write_tensors(folder / part.file, {"w": WHOLE[rows, columns]})
-        files[part.file] = FileEntry(bytes=num_bytes, sha256=sha256)
+        written = write_tensors(folder / part.file, {"w": WHOLE[rows, columns]})
+        files[part.file] = FileEntry(bytes=written.num_bytes, sha256=sha256_of(folder / part.file))
     index = Index(
         step=1,
         samples=0,
@@ -144,8 +145,8 @@ def test_a_missing_or_damaged_index_is_named(tmp_path):
 def test_a_file_that_does_not_hold_what_the_index_says_is_refused(tmp_path, tensors, fault):
     path = save_step(tmp_path, 1)
     index = Index.from_json(json.loads((path / "index.json").read_text()), path)
-    sha256, num_bytes = write_tensors(path / "weights.safetensors", tensors)
-    files = {**index.files, "weights.safetensors": FileEntry(bytes=num_bytes, sha256=sha256)}
+    written = write_tensors(path / "weights.safetensors", tensors)
+    files = {**index.files, "weights.safetensors": FileEntry(bytes=written.num_bytes)}
     (path / "index.json").write_text(dataclasses.replace(index, files=files).to_json())
     with pytest.raises(CheckpointError, match=fault):
         open_checkpoint(path)
@@ -183,7 +184,13 @@ def test_no_checkpoint_is_none(tmp_path):
     assert newest_checkpoint(tmp_path / "none", print) is None
 
 
-def test_the_checksum_in_the_index_is_that_of_the_file(tmp_path):
-    path = save_step(tmp_path, 1)
-    entry = open_checkpoint(path).index.files["weights.safetensors"]
-    assert entry.sha256 == hashlib.sha256((path / "weights.safetensors").read_bytes()).hexdigest()
+def test_the_checksum_in_the_index_is_that_of_the_numbers(tmp_path):
+    (part,) = open_checkpoint(save_step(tmp_path, 1, 7)).index.tensors["w"].slices
+    assert part.sha256 == hashlib.sha256(np.full(5, 7, np.float32).tobytes()).hexdigest()
+
+
+def test_a_file_with_a_checksum_of_its_own_is_compared_with_it(tmp_path):
+    save_slices(tmp_path / "step_1", SLICES)
+    flip_last_byte(tmp_path / "step_1" / SLICES[2].file)
+    with pytest.raises(CheckpointError, match="step_1/weights-10.safetensors: damaged: SHA-256 .*, the index says"):
+        open_checkpoint(tmp_path / "step_1")

@@ -10,6 +10,7 @@ import pytest
 from mindmodel.checkpoint.run_folder import RunFolder, open_run, resolve_weights
 from mindmodel.checkpoint.save import save_checkpoint
 from mindmodel.errors import CheckpointError
+from mindmodel.parallel.heartbeat import host_name
 
 
 def make_run(path, steps=()):
@@ -85,12 +86,12 @@ def test_a_second_writer_is_refused_until_the_first_has_died(tmp_path):
     command = [sys.executable, "-c", HOLD, str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "locked\n"
-        with pytest.raises(CheckpointError, match=f"is being written by process {holder.pid}. Wait until it ends"):
+        with pytest.raises(CheckpointError, match=rf"is being written by process {holder.pid} on \S+\. Wait until it"):
             with run.lock():
                 pass
         holder.kill()
     with run.lock():
-        assert (tmp_path / ".lock").read_text() == f"{os.getpid()}\n"
+        assert (tmp_path / ".lock").read_text() == f"{os.getpid()} on {host_name()}\n"
     with run.lock():
         pass
 

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from mindmodel.checkpoint import save
+from mindmodel.checkpoint import part, save
 from mindmodel.checkpoint.load import list_checkpoints, open_checkpoint
 from mindmodel.checkpoint.save import save_checkpoint
 from mindmodel.errors import CheckpointError
@@ -21,7 +21,7 @@ OPTIMIZER = {
 }
 
 
-def save_step(folder, step, keep=9, keep_every=0, weights=WEIGHTS, optimizer=OPTIMIZER):
+def save_step(folder, step, keep=9, keep_every=0, weights=WEIGHTS, optimizer=OPTIMIZER, **more):
     return save_checkpoint(
         folder,
         step=step,
@@ -35,6 +35,7 @@ def save_step(folder, step, keep=9, keep_every=0, weights=WEIGHTS, optimizer=OPT
         layout={"dp": 1, "tp": 1, "pp": 1, "cp": 1},
         keep=keep,
         keep_every=keep_every,
+        **more,
     )
 
 
@@ -68,9 +69,9 @@ def test_the_index_is_written_last(tmp_path, monkeypatch):
     written = []
 
     def noting(write):
-        return lambda path, content: written.append(path.name) or write(path, content)
+        return lambda path, content, **more: written.append(path.name) or write(path, content, **more)
 
-    monkeypatch.setattr(save, "write_tensors", noting(save.write_tensors))
+    monkeypatch.setattr(part, "write_tensors", noting(part.write_tensors))
     monkeypatch.setattr(save, "write_text_safely", noting(save.write_text_safely))
     save_step(tmp_path, 1)
     assert written == ["weights.safetensors", "optimizer.safetensors", "index.json"]
@@ -94,6 +95,16 @@ def test_multiples_of_keep_every_are_kept_for_ever(tmp_path):
     assert list_checkpoints(tmp_path) == [3, 6, 7]
 
 
+def test_the_one_of_the_lowest_held_out_loss_is_kept(tmp_path):
+    losses = {}
+    for step, loss in ((1, 3.0), (2, 1.0), (3, 2.0), (4, None), (5, 1.5)):
+        losses.update({step: loss} if loss else {})
+        save_step(tmp_path, step, keep=1, losses=losses)
+    assert list_checkpoints(tmp_path) == [2, 5]
+    save_step(tmp_path, 6, keep=1, losses={**losses, 6: 0.5, 7: 0.1})
+    assert list_checkpoints(tmp_path) == [6]
+
+
 def test_the_one_just_saved_is_kept_also_below_a_damaged_later_one(tmp_path):
     for step in (5, 10):
         save_step(tmp_path, step)
@@ -113,11 +124,11 @@ def test_a_full_disk_costs_nothing_that_was_there(tmp_path, monkeypatch):
     save_step(tmp_path, 1)
     before = (tmp_path / "step_1" / "index.json").read_bytes()
 
-    def fail(path, tensors):
+    def fail(path, tensors, new):
         path.write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(save, "write_tensors", fail)
+    monkeypatch.setattr(part, "write_tensors", fail)
     with pytest.raises(CheckpointError, match=r"step_2: .*No space left on device. It needs 88 bytes, [\d,]+ are free"):
         save_step(tmp_path, 2, keep=1)
     assert names(tmp_path) == ["step_1"]
@@ -156,7 +167,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
         save_step(tmp_path / "file" / "checkpoints", 1)
 
 
-def test_the_index_names_the_checksum_of_every_file(tmp_path):
+def test_the_index_names_the_bytes_of_every_file(tmp_path):
     path = save_step(tmp_path, 1)
     files = json.loads((path / "index.json").read_text())["files"]
     assert {name: entry["bytes"] for name, entry in files.items()} == {

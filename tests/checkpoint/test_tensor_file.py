@@ -53,10 +53,21 @@ def test_we_read_the_bfloat16_of_torch(tmp_path):
     np.testing.assert_array_equal(file.array("a").view(np.int16), source.view(torch.int16).numpy())
 
 
-def test_the_checksum_and_the_bytes_are_those_of_the_file(tmp_path):
+def test_the_bytes_are_those_of_the_file_and_the_checksums_those_of_the_numbers(tmp_path):
     path = tmp_path / "x.safetensors"
-    digest, num_bytes = write_tensors(path, {"a": FLOATS})
-    assert digest == hashlib.sha256(path.read_bytes()).hexdigest() and num_bytes == path.stat().st_size
+    written = write_tensors(path, {"a": FLOATS, "b": np.ones(2)})
+    assert written.num_bytes == path.stat().st_size
+    assert written.sha256 == {
+        name: hashlib.sha256(array.tobytes()).hexdigest() for name, array in (("a", FLOATS), ("b", np.ones(2)))
+    }
+    assert TensorFile(path).sha256("a") == written.sha256["a"]
+
+
+def test_a_file_that_must_be_new_is_not_written_over(tmp_path):
+    path = tmp_path / "x.safetensors"
+    write_tensors(path, {"a": FLOATS}, new=True)
+    with pytest.raises(FileExistsError):
+        write_tensors(path, {"a": FLOATS}, new=True)
 
 
 def test_arrays_are_read_only_views(tmp_path):

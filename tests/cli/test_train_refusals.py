@@ -8,6 +8,8 @@ import subprocess
 
 import pytest
 
+from mindmodel.parallel.heartbeat import host_name
+
 
 @pytest.mark.parametrize(
     "overrides, message",
@@ -71,7 +73,7 @@ def test_a_run_that_another_process_writes(command):
     running = command.start("train", "recipe.yaml", "runtime.output=run", "train.steps=100000")
     running.wait_for("loading MindSpore")
     told = command.refused("train", "recipe.yaml", "runtime.output=run", "train.steps=300")
-    assert f"run: is being written by process {running.process.pid}. Wait until it ends, stop it, or choose" in told
+    assert f"run: is being written by process {running.process.pid} on {host_name()}. Wait until it ends, stop" in told
     assert running.process.poll() is None
     running.process.kill()
     running.process.wait()

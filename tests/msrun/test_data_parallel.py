@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+import random
+import re
 import signal
 import time
+from contextlib import suppress
 
 import pytest
+
+from mindmodel.checkpoint.load import newest_checkpoint
 
 STEPS = 50
 TOLERANCE = 1e-5
@@ -92,6 +98,40 @@ def test_a_signal_to_the_command_saves_and_another_number_of_processes_goes_on(j
     assert done.returncode == 0, done.stderr
     assert f"going on from {job.folder}" in done.stdout or f"step_{step}" in done.stdout
     assert list(job.run("run").losses) == list(range(1, 61))
+
+
+def positions(job, name: str, step: int) -> tuple:
+    """Where a checkpoint says that the run is."""
+    index = json.loads((job.run(name).checkpoint(step) / "index.json").read_text())
+    return index["step"], index["samples"], index["tokens"], index["random"]
+
+
+@pytest.mark.long
+def test_a_run_goes_on_on_other_numbers_of_processes_as_if_nothing_had_happened(job, alone):
+    for number, dp in enumerate((1, 2, 4, 3, 1), 1):
+        done = job.launch("run", dp, *SLOW_START, f"train.stop_at={10 * number}")
+        assert done.returncode == 0, done.stdout + done.stderr
+        index = json.loads((job.run("run").checkpoint(10 * number) / "index.json").read_text())
+        assert (index["step"], index["samples"], index["layout"]["dp"]) == (10 * number, 40 * number, dp)
+    same_steps(job.run("run"), alone)
+    assert positions(job, "run", STEPS) == positions(job, "alone", STEPS)
+    assert job.processes() == {}
+
+
+@pytest.mark.long
+def test_kills_in_the_middle_of_saving_cost_nothing_that_was_announced(job):
+    """Every step is saved, so that a kill finds a save under way."""
+    draw, arguments = random.Random(5), job.arguments("run", 2, "train.steps=100000", "checkpoint.every=1")
+    for _ in range(5):
+        running = job.start(*arguments)
+        running.wait_for(": saved")
+        time.sleep(draw.random())
+        for process in job.processes():
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        running.process.wait(60)
+        announced = max(map(int, re.findall(r"step (\d+): saved", running.output)))
+        assert newest_checkpoint(job.run("run").path / "checkpoints", pytest.fail).index.step >= announced
 
 
 @pytest.mark.long

@@ -77,6 +77,7 @@ def test_qk_norm_keeps_the_unnormed_heads(load):
         (["checkpoint.every=60"], 2),
         (["checkpoint.every=10", "checkpoint.keep_every=50"], 5),
         (["checkpoint.every=10", "checkpoint.keep=20"], 10),
+        (["checkpoint.every=10", "checkpoint.keep_best=true", "train.eval_every=10"], 4),
     ],
 )
 def test_disk_holds_the_newest_checkpoints_one_being_written_and_those_kept_for_ever(load, overrides, number):

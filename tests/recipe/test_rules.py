@@ -122,6 +122,11 @@ CASES = {
         ["checkpoint.every=10", "checkpoint.keep_every=15"],
         "command line, checkpoint.keep_every: 'keep_every=15' meets no checkpoint of 'every=10'. Use a multiple of 10.",
     ),
+    "best_checkpoint_is_evaluated": (
+        ["checkpoint.keep_best=true", "checkpoint.every=10"],
+        "command line, checkpoint.keep_best: 'keep_best' compares held-out losses of steps that are saved, and "
+        "'train.eval_every=0'. Give checkpoint.every, and train.eval_every a multiple of it.",
+    ),
 }
 
 MORE_CASES = [

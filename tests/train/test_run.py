@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 from mindmodel.checkpoint.run_folder import RunFolder
+from mindmodel.checkpoint.save import save_checkpoint
 from mindmodel.errors import CheckpointError, DataError, LaunchError, LayoutError, RecipeError
 from mindmodel.machine import Memory
+from mindmodel.recipe.dump import recipe_to_dict
 from mindmodel.recipe.load import load_recipe
 from mindmodel.terminal import Terminal
 from mindmodel.train import run as room
-from mindmodel.train.run import find_position, for_this_machine, open_run, owned, refuse_other_ranks_run
+from mindmodel.train.run import find_position, for_this_machine, join_position, open_run, owned, refuse_other_ranks_run
 
 RECIPE = """
 model: {hidden_size: 32, num_layers: 1, num_heads: 4, ffn_size: 64}
@@ -120,6 +122,21 @@ def test_files_that_a_killed_process_left_half_written_are_removed(folder):
 def test_a_new_run_stands_at_the_beginning(recipe, folder, terminal):
     position = find_position(recipe, folder, terminal)
     assert position.step == 0 and position.checkpoint is None and position.changes == ()
+
+
+def test_another_rank_opens_what_the_first_has_found(recipe, folder, terminal):
+    assert join_position(recipe, folder, 0).checkpoint is None
+    for step in (1, 2):
+        save_checkpoint(
+            folder.checkpoints, step=step, samples=step, tokens=8 * step, weights={"w": np.ones(2)}, optimizer={},
+            recipe=recipe_to_dict(recipe), versions={}, random={}, layout={}, keep=9, keep_every=0,
+        )
+    damaged = folder.checkpoints / "step_2" / "weights.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\xff")
+    found = find_position(recipe, folder, terminal)
+    assert found.step == join_position(recipe, folder, found.step).step == 1
+    with pytest.raises(CheckpointError, match="step_3: there is no such checkpoint folder"):
+        join_position(recipe, folder, 3)
 
 
 def test_a_run_that_can_start_has_its_vocabulary_and_its_batches(recipe, folder, terminal):

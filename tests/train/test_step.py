@@ -44,9 +44,8 @@ class Stepper:
         return [output.asnumpy() for output in outputs]
 
     def state(self) -> dict[str, np.ndarray]:
-        from mindmodel.train.state import arrays_of
-
-        return arrays_of([*self.decoder.trainable_params(), *self.optimizer.state().values()])
+        parameters = [*self.decoder.trainable_params(), *self.optimizer.state().values()]
+        return {parameter.name: parameter.asnumpy() for parameter in parameters}
 
 
 def test_micro_batches_sum_to_the_whole_batch_weighted_by_labels(compiling):

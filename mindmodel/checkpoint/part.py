@@ -1,0 +1,259 @@
+"""What one rank writes of a checkpoint: its pieces, in files of limited size, and a note of them for the first rank.
+
+Ranks find one another in the checkpoint's temporary folder, on any file system that all of them see. The first makes it
+and leaves the attempt's name there; each rank that is done leaves its note, or why it failed.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Iterable, Iterator, Mapping, Optional
+
+from mindmodel.checkpoint.index import INDEX_MAX_BYTES, FileEntry, Slice
+from mindmodel.checkpoint.shares import Piece, Placement, held_block, pieces
+from mindmodel.checkpoint.tensor_file import LazyTensor, Tensor, write_tensors
+from mindmodel.errors import CheckpointError
+from mindmodel.files import read_json, write_text_safely
+from mindmodel.parallel.mesh import Mesh
+
+ATTEMPT, POLL_S, PATIENCE_S = "attempt", 0.01, 600.0
+MAX_FILE_BYTES = 4 * 2**30
+
+Groups = Mapping[str, Mapping[str, Tensor]]
+"""Tensors by name, by the word that the names of their files begin with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crew:
+    """The ranks that write a checkpoint together, seen from one of them.
+
+    Attributes:
+        rank: this one.
+        mesh: of all.
+        placements: of every tensor, in the same order on all ranks; None: each rank holds all of them whole.
+        attempt: a word that all ranks have, and no other job has had.
+        patience_s: how long to wait for the next rank to be done.
+        max_file_bytes: where a new file is begun.
+    """
+
+    rank: int = 0
+    mesh: Mesh = Mesh()
+    placements: Optional[Mapping[str, Placement]] = None
+    attempt: str = "alone"
+    patience_s: float = PATIENCE_S
+    max_file_bytes: int = MAX_FILE_BYTES
+
+    @property
+    def count(self) -> int:
+        """Ranks in all."""
+        return self.mesh.num_devices
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank writes the index."""
+        return self.rank == 0
+
+    def placements_of(self, groups: Groups) -> Mapping[str, Placement]:
+        """Those given, or those of tensors that every rank holds whole."""
+        if self.placements is not None:
+            return self.placements
+        return {
+            name: Placement(
+                shape=tuple(tensor.shape),
+                dtype=tensor.dtype.name,
+                axes=(None,) * len(tensor.shape),
+                stage=None,
+            )
+            for tensors in groups.values()
+            for name, tensor in tensors.items()
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What a rank has written: its files by name, and its slices by the tensor's name."""
+
+    files: Mapping[str, FileEntry]
+    slices: Mapping[str, Slice]
+
+
+def files_of(group: str, mine: Iterable[tuple[Piece, int]], crew: Crew) -> dict[str, list[Piece]]:
+    """A rank's pieces of a group, each with its bytes, by the file that they go into."""
+    batches: list[list[Piece]] = []
+    room = 0
+    for piece, num_bytes in mine:
+        if not batches or num_bytes > room:
+            batches.append([])
+            room = crew.max_file_bytes
+        batches[-1].append(piece)
+        room -= num_bytes
+    rank = f"-rank{crew.rank}" if crew.count > 1 else ""
+    numbers = [f"-{number}" for number in range(len(batches))] if len(batches) > 1 else [""]
+    return {f"{group}{rank}{number}.safetensors": batch for number, batch in zip(numbers, batches)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedPart:
+    """What a rank is to write.
+
+    Attributes:
+        files: by file and tensor, the piece and its numbers.
+        placements: of all tensors of the checkpoint.
+    """
+
+    crew: Crew
+    files: Mapping[str, Mapping[str, tuple[Piece, Tensor]]]
+    placements: Mapping[str, Placement]
+
+    @property
+    def nbytes(self) -> int:
+        """Of all numbers."""
+        return sum(numbers.nbytes for content in self.files.values() for _, numbers in content.values())
+
+
+def plan_part(groups: Groups, crew: Crew) -> PlannedPart:
+    """What this rank is to write of the tensors that it holds: of each its own block.
+
+    Raises:
+        CheckpointError: if a block is not what the placements say.
+        LayoutError: if the mesh does not divide a tensor.
+    """
+    placements = crew.placements_of(groups)
+    mine = {piece.name: piece for piece in pieces(placements, crew.mesh, crew.rank)}
+    files: dict[str, dict[str, tuple[Piece, Tensor]]] = {}
+    for group, tensors in groups.items():
+        parts = {name: _part_of(tensors[name], mine[name], placements[name], crew) for name in tensors if name in mine}
+        sized = [(mine[name], part.nbytes) for name, part in parts.items()]
+        for file, batch in files_of(group, sized, crew).items():
+            files[file] = {piece.name: (piece, parts[piece.name]) for piece in batch}
+    return PlannedPart(crew=crew, files=files, placements=placements)
+
+
+def _part_of(tensor: Tensor, piece: Piece, placement: Placement, crew: Crew) -> Tensor:
+    """A piece of what the rank holds; a view."""
+    held = held_block(placement, crew.mesh, crew.rank)
+    assert held is not None  # it has a piece of it
+    if (held.shape, placement.dtype) != (tuple(tensor.shape), tensor.dtype.name):
+        raise CheckpointError(
+            f"tensor '{piece.name}': rank {crew.rank} holds {list(tensor.shape)} {tensor.dtype.name}, and by the plan "
+            f"{list(held.shape)} {placement.dtype}. The plan's table and the model do not agree."
+        )
+    if piece.shape == held.shape:
+        return tensor
+    place = piece.within(held).place
+    if isinstance(tensor, LazyTensor):
+        read = tensor.read
+        return LazyTensor(shape=piece.shape, dtype=tensor.dtype, read=lambda: read()[place])
+    return tensor[place]
+
+
+def write_part(folder: Path, planned: PlannedPart) -> Part:
+    """Write a rank's files into the temporary folder and sync them.
+
+    Raises:
+        OSError: as the system reports it.
+    """
+    files, slices = {}, {}
+    for file, content in planned.files.items():
+        written = write_tensors(folder / file, {name: numbers for name, (_, numbers) in content.items()}, new=True)
+        files[file] = FileEntry(bytes=written.num_bytes)
+        for name, (piece, _) in content.items():
+            slices[name] = Slice(file=file, offset=piece.offset, shape=piece.shape, sha256=written.sha256[name])
+    return Part(files=files, slices=slices)
+
+
+@contextmanager
+def joined(folder: Path, crew: Crew) -> Iterator[None]:
+    """Of a rank that is not the first: wait until the folder is there; if the block fails, tell the first.
+
+    Raises:
+        CheckpointError: if the first does not make it in time.
+    """
+    _await_attempt(folder, crew)
+    try:
+        yield
+    except BaseException as error:
+        with suppress(OSError):
+            for path in folder.glob(f"*-rank{crew.rank}[-.]*safetensors"):
+                path.unlink()  # a full disk has no room for the note
+            write_text_safely(folder / f"rank_{crew.rank}.failed", f"{error}" or type(error).__name__)
+        raise
+
+
+def announce(folder: Path, crew: Crew) -> None:
+    """Let the other ranks begin."""
+    write_text_safely(folder / ATTEMPT, crew.attempt)
+
+
+def _await_attempt(folder: Path, crew: Crew) -> None:
+    end = time.monotonic() + crew.patience_s
+    while _text(folder / ATTEMPT) != crew.attempt:
+        if time.monotonic() > end:
+            raise CheckpointError(
+                f"{folder}: rank {crew.rank} waited {crew.patience_s:g} s for rank 0 to begin this checkpoint. Look "
+                "into that rank's log; all ranks must see the same folder."
+            )
+        time.sleep(POLL_S)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:
+        return ""
+
+
+def leave_note(folder: Path, part: Part, crew: Crew) -> None:
+    """Tell the first rank what this one has written."""
+    files = {name: entry.bytes for name, entry in part.files.items()}
+    slices = {name: [cut.file, cut.offset, cut.shape, cut.sha256] for name, cut in part.slices.items()}
+    note = {"attempt": crew.attempt, "files": files, "slices": slices}
+    write_text_safely(folder / f"rank_{crew.rank}.json", json.dumps(note))
+
+
+def collect_notes(folder: Path, crew: Crew) -> Iterator[Part]:
+    """The parts of all ranks but the first, as they come; their notes are removed.
+
+    Raises:
+        CheckpointError: if a rank has failed, or none is done for too long.
+    """
+    waiting = set(range(1, crew.count))
+    end = time.monotonic() + crew.patience_s
+    while waiting:
+        for rank in _done(folder, waiting, crew):
+            note = read_json(folder / f"rank_{rank}.json", CheckpointError, INDEX_MAX_BYTES)
+            if note["attempt"] == crew.attempt:
+                yield _part(note)
+                waiting.discard(rank)
+                end = time.monotonic() + crew.patience_s
+            (folder / f"rank_{rank}.json").unlink()
+        if time.monotonic() > end:
+            ranks = ", ".join(map(str, sorted(waiting)))
+            raise CheckpointError(
+                f"{folder}: rank {ranks} did not write its part within {crew.patience_s:g} s. Nothing of this "
+                "checkpoint is kept; earlier ones are untouched. Look into that rank's log."
+            )
+        time.sleep(POLL_S if waiting else 0)
+    (folder / ATTEMPT).unlink(missing_ok=True)
+
+
+def _done(folder: Path, waiting: set[int], crew: Crew) -> list[int]:
+    """Ranks whose notes are there."""
+    names = {path.name for path in folder.iterdir()}
+    for rank in sorted(waiting):
+        if f"rank_{rank}.failed" in names:
+            reason = _text(folder / f"rank_{rank}.failed")
+            raise CheckpointError(f"{folder}: rank {rank} could not write its part: {reason}")
+    return [rank for rank in sorted(waiting) if f"rank_{rank}.json" in names]
+
+
+def _part(note: Mapping[str, Any]) -> Part:
+    slices = {
+        name: Slice(file=file, offset=tuple(offset), shape=tuple(shape), sha256=sha256)
+        for name, (file, offset, shape, sha256) in note["slices"].items()
+    }
+    return Part(files={name: FileEntry(bytes=size) for name, size in note["files"].items()}, slices=slices)

@@ -1,0 +1,218 @@
+"""One measurement of a checkpoint benchmark, in a process of its own: `python -m bench.checkpoint METHOD FOLDER BYTES`.
+
+Prints a JSON object: seconds, and the bytes by which the peak of memory is above that of the tensors; pages of a file
+that is mapped count, though they are the kernel's to take back. What is read ends up in arrays that are there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Callable
+
+import numpy as np
+from bench.child import memory_bytes
+
+from mindmodel.checkpoint.background import HostMemory
+from mindmodel.checkpoint.load import open_checkpoint
+from mindmodel.checkpoint.part import Crew, plan_part
+from mindmodel.checkpoint.save import save_checkpoint
+
+COLUMNS, TENSOR_BYTES, CHUNK_BYTES = 1024, 32 * 2**20, 16 * 2**20
+FACTS = {"step": 1, "samples": 0, "tokens": 0, "recipe": {}, "versions": {}, "random": {}, "layout": {}}
+Arrays = dict[str, np.ndarray]
+Measured = Callable[[], None]
+
+
+def arrays_of(num_bytes: int) -> Arrays:
+    """Random float32 tensors that make up so many bytes."""
+    draw, rows = np.random.default_rng(0), TENSOR_BYTES // (4 * COLUMNS)
+    count = max(1, num_bytes // TENSOR_BYTES)
+    return {f"layers.{index}.weight": draw.random((rows, COLUMNS), np.float32) for index in range(count)}
+
+
+def synced(path: Path) -> None:
+    """To the disk: what others write they leave in the cache."""
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def write_sequential(folder: Path, arrays: Arrays) -> Measured:
+    """As `dd conv=fsync`."""
+
+    def work() -> None:
+        with open(folder / "sequential", "wb", buffering=0) as file:
+            for array in arrays.values():
+                numbers = array.reshape(-1).view(np.uint8).data
+                for start in range(0, len(numbers), CHUNK_BYTES):
+                    file.write(numbers[start : start + CHUNK_BYTES])
+            os.fsync(file.fileno())
+
+    return work
+
+
+def write_mindmodel(folder: Path, arrays: Arrays) -> Measured:
+    def work() -> None:
+        save_checkpoint(folder, weights=arrays, optimizer={}, keep=1, keep_every=0, **FACTS)
+
+    return work
+
+
+def write_mindspore(folder: Path, arrays: Arrays) -> Measured:
+    import mindspore
+
+    content = [{"name": name, "data": mindspore.Tensor(array)} for name, array in arrays.items()]
+
+    def work() -> None:
+        mindspore.save_checkpoint(content, str(folder / "mindspore"), format="safetensors")
+        synced(folder / "mindspore.safetensors")
+
+    return work
+
+
+def write_safetensors(folder: Path, arrays: Arrays) -> Measured:
+    import torch
+    from safetensors.torch import save_file
+
+    content = {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    def work() -> None:
+        save_file(content, folder / "safetensors")
+        synced(folder / "safetensors")
+
+    return work
+
+
+def write_torch(folder: Path, arrays: Arrays) -> Measured:
+    import torch
+
+    content = {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    def work() -> None:
+        torch.save(content, folder / "torch")
+        synced(folder / "torch")
+
+    return work
+
+
+def read_sequential(folder: Path, arrays: Arrays) -> Measured:
+    buffer = bytearray(CHUNK_BYTES)
+
+    def work() -> None:
+        with open(folder / "sequential", "rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
+
+    return work
+
+
+def read_mindmodel(folder: Path, arrays: Arrays) -> Measured:
+    """As a rank does that the first has told which checkpoint is whole: every number is copied out of the map."""
+
+    def work() -> None:
+        weights = open_checkpoint(folder / "step_1", verify=False).weights()
+        for name in weights:
+            np.copyto(arrays[name], weights[name])
+
+    return work
+
+
+def read_verified(folder: Path, arrays: Arrays) -> Measured:
+    """As the first rank does: all checksums are compared before."""
+
+    def work() -> None:
+        weights = open_checkpoint(folder / "step_1").weights()
+        for name in weights:
+            np.copyto(arrays[name], weights[name])
+
+    return work
+
+
+def read_mindspore(folder: Path, arrays: Arrays) -> Measured:
+    import mindspore
+
+    def work() -> None:
+        path = str(folder / "mindspore.safetensors")
+        for name, tensor in mindspore.load_checkpoint(path, format="safetensors").items():
+            np.copyto(arrays[name], tensor.asnumpy())
+
+    return work
+
+
+def read_safetensors(folder: Path, arrays: Arrays) -> Measured:
+    from safetensors.torch import load_file
+
+    def work() -> None:
+        for name, tensor in load_file(folder / "safetensors").items():
+            np.copyto(arrays[name], tensor.numpy())
+
+    return work
+
+
+def read_torch(folder: Path, arrays: Arrays) -> Measured:
+    import torch
+
+    def work() -> None:
+        for name, tensor in torch.load(folder / "torch", weights_only=True).items():
+            np.copyto(arrays[name], tensor.numpy())
+
+    return work
+
+
+def block_copy(folder: Path, arrays: Arrays) -> Measured:
+    """A plain copy into memory that is there."""
+    kept = {name: np.zeros_like(array) for name, array in arrays.items()}
+
+    def work() -> None:
+        for name, array in arrays.items():
+            np.copyto(kept[name], array)
+
+    return work
+
+
+def block_mindmodel(folder: Path, arrays: Arrays) -> Measured:
+    """What holds the loop up at every save after the first."""
+    memory = HostMemory()
+
+    def work() -> None:
+        memory.copy(plan_part({"weights": arrays}, Crew()))
+
+    work()
+    return work
+
+
+METHODS = {
+    name: work for name, work in list(globals().items()) if name.partition("_")[0] in ("write", "read", "block")
+}
+
+
+def drop_cache(folder: Path) -> None:
+    """Of the kernel's copies of the files."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def main() -> None:
+    """Measure once."""
+    method, folder, num_bytes, cold = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "cold"
+    work = METHODS[method](folder, arrays_of(num_bytes))
+    if cold:
+        drop_cache(folder)
+    base_bytes = memory_bytes("VmRSS")
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    begin = time.perf_counter()
+    work()
+    seconds = time.perf_counter() - begin
+    print(json.dumps({"seconds": seconds, "peak_bytes": memory_bytes("VmHWM") - base_bytes}))
+
+
+if __name__ == "__main__":
+    main()
