@@ -26,6 +26,13 @@ RECIPE = {
 
 ROOMS = ("tests/cli/", "tests/dryrun/")
 """Their tests share what is trained or compiled once for all of them."""
+FIRST = "tests/tools/test_launch_soak.py"
+"""Waits for minutes and computes little: at the end it would be alone."""
+
+
+def pytest_collection_modifyitems(items):
+    """Workers take tests in the order of the folders, but for this one."""
+    items.sort(key=lambda item: not item.nodeid.startswith(FIRST))
 
 
 @pytest.hookimpl(optionalhook=True)
