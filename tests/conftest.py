@@ -24,6 +24,29 @@ RECIPE = {
 }
 
 
+ROOMS = ("tests/cli/", "tests/dryrun/")
+"""Their tests share what is trained or compiled once for all of them."""
+FIRST = "tests/tools/test_launch_soak.py"
+"""Waits for minutes and computes little: at the end it would be alone."""
+
+
+def pytest_collection_modifyitems(items):
+    """Workers take tests in the order of the folders, but for this one."""
+    items.sort(key=lambda item: not item.nodeid.startswith(FIRST))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A worker takes a file after the other, and a whole room where it is one of ROOMS."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class FilesAndRooms(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return next((room for room in ROOMS if nodeid.startswith(room)), super()._split_scope(nodeid))
+
+    return FilesAndRooms(config, log)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_the_tests(tmp_path_factory):
     """Compiled graphs go into a folder of this session, for this process and those it starts."""

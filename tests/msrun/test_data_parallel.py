@@ -11,6 +11,7 @@ import time
 from contextlib import suppress
 
 import pytest
+from command import Command, fill_with_corpus
 
 from mindmodel.checkpoint.load import newest_checkpoint
 
@@ -33,12 +34,15 @@ def evaluations(run) -> list[tuple[int, float]]:
     return [(row["step"], row["eval_loss"]) for row in run.rows if "eval_loss" in row]
 
 
-@pytest.fixture
-def alone(job):
-    """The run of one process."""
-    done = job.train("alone", *SLOW_START)
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The run of one process, on the corpus that every job has."""
+    folder = tmp_path_factory.mktemp("alone")
+    fill_with_corpus(folder)
+    command = Command(folder)
+    done = command.train("alone", *SLOW_START)
     assert done.returncode == 0, done.stderr
-    return job.run("alone")
+    return command.run("alone")
 
 
 def same_run(job, alone, dp: int) -> None:
