@@ -18,11 +18,8 @@ from mindspore import nn, ops
 from mindspore.communication import create_group
 
 from mindmodel.parallel.mesh import Axis, Mesh, names
-from mindmodel.parallel.plans.decoder import sums_in_compute_dtype
+from mindmodel.parallel.plans.decoder import most_logit_slices, sums_in_compute_dtype
 from mindmodel.recipe.schema import ParallelSection
-
-MOST_SLICES = 8
-"""Of the tokens whose logits are there in float32 at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +75,7 @@ class LogitsInSlices(LocalLayer):
         super().__init__()
         self.scatters, self.shared = here.parallel.sequence_parallel, here.mesh.tp > 1
         self.again, self.weight = here.parallel.recompute != "none", weight_layer(here)
+        self.most_slices = most_logit_slices(here.parallel)
         self.size = replaced.vocab_size // here.mesh.tp
         self.first = here.index("tp") * self.size
         self.product, self.times = ops.MatMul(transpose_b=True), ops.MatMul()
@@ -131,18 +129,13 @@ class LogitsInSlices(LocalLayer):
         hot = self.one_hot(labels - self.first, self.size, self.on, self.off)
         return ops.cast(softmax * of_log_sum + hot * of_picked, logits.dtype)
 
-    def slices(self, num_tokens):
-        """How many there are."""
-        return math.gcd(num_tokens, MOST_SLICES)
-
     def forward(self, hidden, weight, labels):
         """This rank's rows."""
         if self.scatters:
             hidden = self.gather(hidden)
         if not self.again:
             logits = self.product(hidden, weight)
-        number = self.slices(hidden.shape[0])
-        size, log_sums, picks, before = hidden.shape[0] // number, (), (), labels
+        size, log_sums, picks, before = hidden.shape[0] // math.gcd(hidden.shape[0], self.most_slices), (), (), labels
         for begin in range(0, hidden.shape[0], size):  # each waits for the one before, else all are there at once
             end = begin + size
             if self.again:
@@ -161,8 +154,7 @@ class LogitsInSlices(LocalLayer):
         hidden = ops.depend(hidden, gradients[0])
         if self.scatters:
             hidden = self.gather(hidden)
-        number = self.slices(hidden.shape[0])
-        size, parts, before = hidden.shape[0] // number, (), of_log_sum
+        size, parts, before = hidden.shape[0] // math.gcd(hidden.shape[0], self.most_slices), (), of_log_sum
         for begin in range(0, hidden.shape[0], size):
             end = begin + size
             if self.again:
