@@ -11,10 +11,10 @@ from two depths unless --layers has 32; only a model of that depth shows whether
 is timed on a chip, and neither workspaces of kernels nor buffers of the communication are seen.
 
 Rivals: mindmodel, from the recipe tools/bench/graph.yaml and --set. mindmodel-lean: with what is cheap computed again
-(recompute=selective) and, where no micro-batches are added up, reduce_dtype=compute. mindformers: legacy Llama, as its
-Trainer builds the step from the published settings. mindformers-inline: with the model lazily inlined, which that Trainer
-switches off without a pipeline. mindformers-tuned: with the best settings that its YAML files may have. bound: by hand,
-see tools/bench/graph_bounds.py.
+(recompute=selective) and, where no micro-batches are added up, reduce_dtype=compute. mindformers: legacy Llama, as
+its Trainer builds the step from the published settings. mindformers-inline: with the model lazily inlined, which that
+Trainer switches off without a pipeline. mindformers-tuned: with the best settings that its YAML files may have.
+bound: by hand, see tools/bench/graph_bounds.py.
 
 Columns: GiB in memory at the peak; GiB that the rank's links carry in a step: rings, and both ways between stages;
 kernels a layer: the difference of two depths over the difference in layers, without views, events, collectives and the
