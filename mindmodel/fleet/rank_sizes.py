@@ -14,6 +14,9 @@ from mindmodel.parallel.plan import Plan, sharded_axes
 from mindmodel.parallel.plans.decoder import decoder_plan, kv_copies, layer_places
 from mindmodel.recipe.schema import Recipe
 
+MOST_SLICES = 8
+"""As in mindmodel/parallel/local_layers.py, which loads MindSpore."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Held:
@@ -100,6 +103,16 @@ class RankSizes:
     def stream_tokens(self) -> int:
         """Of a micro-batch, in norms and residuals."""
         return self.tokens // self.mesh.tp if self.recipe.parallel.sequence_parallel else self.tokens
+
+    @property
+    def loss_slices(self) -> int:
+        """In which tokens have their logits in float32, one after the other."""
+        return math.gcd(self.tokens, MOST_SLICES)
+
+    @property
+    def has_own_embedding(self) -> bool:
+        """Whether the table is cast before it is gathered."""
+        return any(rule.layer == "embedding" for rule in self.plan.local)
 
     def width(self, size: int) -> int:
         """Of a dim that is cut over tp."""

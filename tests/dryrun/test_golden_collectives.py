@@ -15,7 +15,10 @@ from mindmodel.dryrun.graph import TensorType
 from mindmodel.dryrun.rank import Rank
 from mindmodel.fleet.collectives import CollectiveTotal, collectives_of
 
-SIZES = ["wide gradients", "deep everything", "wide parameters", "deep tied", "wide copied heads", "deep stages"]
+SIZES = [
+    "wide gradients", "deep everything", "wide parameters", "deep tied", "wide copied heads", "deep stages",
+    "wide summed in compute", "deep tied summed in compute", "wide tied",
+]
 VOCAB_SIZE = 64
 WITHOUT_ALL_TO_ALL = {"AllReduce", "AllGather", "ReduceScatter", "Send", "Receive"}
 

@@ -109,6 +109,7 @@ def test_the_last_stage_has_a_copy_of_a_tied_embedding():
 QWEN3 = {"family": "qwen3", "tied_embeddings": True, "num_layers": 2}
 SHARDED = {"dp": 2, "tp": 2, "shard_optimizer": "states"}
 PIPELINE = {**SHARDED, "pp": 2, "micro_batches": 3, "sequence_parallel": True}
+SUMMED = {**SHARDED, "reduce_dtype": "compute"}
 TWO = {"num_layers": 2}
 
 LAYOUTS = {
@@ -122,6 +123,15 @@ LAYOUTS = {
     "recompute full": (small(model=TWO, **SHARDED, recompute="full"), 0),
     "recompute selective, accumulated": (small(model=TWO, **SHARDED, recompute="selective", micro_batches=2), 0),
     "recompute selective": (small(model=TWO, **SHARDED, recompute="selective"), 0),
+    "sequence parallel, recompute selective": (
+        small(model=TWO, **SHARDED, sequence_parallel=True, recompute="selective"), 0
+    ),
+    "pipeline, recompute selective": (small(**PIPELINE, recompute="selective"), 0),
+    "summed in compute": (small(**SUMMED), 0),
+    "summed in compute, recompute selective": (
+        small(model=TWO, **SUMMED, sequence_parallel=True, recompute="selective"), 0
+    ),
+    "summed in compute, recompute full": (small(model=TWO, **SUMMED, sequence_parallel=True, recompute="full"), 0),
     "pipeline, first stage": (small(**PIPELINE), 0),
     "pipeline, last stage": (small(**PIPELINE), 4),
     "copied heads": (small(model={**TWO, "num_kv_heads": 2}, **{**SHARDED, "tp": 4}), 0),
