@@ -105,7 +105,7 @@ def _layers(sizes: RankSizes) -> Iterator[_Call]:
     again the gathers, which are not kept either way, and all sums but that at its end.
     """
     dtype, stream = sizes.recipe.train.compute_dtype, sizes.tokens * sizes.recipe.model.hidden_size
-    layers, again = sizes.num_layers, _fully_recomputed(sizes)
+    layers, again = sizes.num_layers, sizes.num_repeated
     if sizes.recipe.parallel.sequence_parallel:
         yield _Call("ReduceScatter", ("tp",), dtype, 4 * layers + again, stream)
         yield _Call("AllGather", ("tp",), dtype, 6 * layers, stream // sizes.mesh.tp)
@@ -113,14 +113,10 @@ def _layers(sizes: RankSizes) -> Iterator[_Call]:
         yield _Call("AllReduce", ("tp",), dtype, 4 * layers + again, stream)
 
 
-def _fully_recomputed(sizes: RankSizes) -> int:
-    return sizes.num_recomputed if sizes.recipe.parallel.recompute == "full" else 0
-
-
 def _context(sizes: RankSizes) -> Iterator[_Call]:
     """FlashAttentionScore needs keys and values of all of cp; transposed backwards. Recomputed with a layer."""
     dtype, keys = sizes.recipe.train.compute_dtype, sizes.tokens * sizes.kv_width
-    yield _Call("AllGather", ("cp",), dtype, 2 * (sizes.num_layers + _fully_recomputed(sizes)), keys)
+    yield _Call("AllGather", ("cp",), dtype, 2 * (sizes.num_layers + sizes.num_repeated), keys)
     yield _Call("ReduceScatter", ("cp",), dtype, 2 * sizes.num_layers, keys * sizes.mesh.cp)
 
 
@@ -131,7 +127,7 @@ def _copied_heads(sizes: RankSizes) -> Iterator[_Call]:
     if sizes.kv_copies == 1:
         return
     dtype, rows = sizes.recipe.train.compute_dtype, sizes.tokens * sizes.qkv_width
-    yield _Call("AllGather", ("tp",), dtype, sizes.num_layers + _fully_recomputed(sizes), rows)
+    yield _Call("AllGather", ("tp",), dtype, sizes.num_layers + sizes.num_repeated, rows)
     yield _Call("ReduceScatter", ("tp",), dtype, sizes.num_layers, rows * sizes.kv_copies)
 
 
@@ -188,7 +184,7 @@ def _of_a_parameter(sizes: RankSizes, name: str, held: Held) -> Iterator[_Call]:
 
 def _is_summed_in_compute(sizes: RankSizes, name: str) -> bool:
     """Whether WeightOverDp holds it: all but norms."""
-    return sizes.recipe.parallel.reduce_dtype == "compute" and "norm" not in name
+    return sizes.sums_in_compute and "norm" not in name
 
 
 def _scatters(sizes: RankSizes, name: str) -> int:
@@ -207,7 +203,7 @@ def _gathers(sizes: RankSizes, name: str, held: Held) -> int:
     parallel = sizes.recipe.parallel
     if parallel.shard_optimizer == "parameters":
         return parallel.micro_batches * held.count * (1 if name in ("embedding.weight", "head.weight") else 2)
-    again = _fully_recomputed(sizes) if _is_summed_in_compute(sizes, name) and name not in OUTSIDE else 0
+    again = sizes.num_repeated if _is_summed_in_compute(sizes, name) and name not in OUTSIDE else 0
     return held.count + again
 
 
@@ -220,7 +216,7 @@ def _uses_table_twice(sizes: RankSizes) -> bool:
     parallel = sizes.recipe.parallel
     if not sizes.recipe.model.tied_embeddings or sizes.mesh.pp > 1:
         return False
-    return parallel.reduce_dtype == "compute" or parallel.shard_optimizer == "gradients" and sizes.accumulates
+    return sizes.sums_in_compute or parallel.shard_optimizer == "gradients" and sizes.accumulates
 
 
 def _of_a_tied_embedding(sizes: RankSizes) -> Iterator[_Call]:

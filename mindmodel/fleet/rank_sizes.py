@@ -74,6 +74,11 @@ class RankSizes:
         return self.num_layers if parallel.recompute_layers is None else min(self.num_layers, parallel.recompute_layers)
 
     @property
+    def num_repeated(self) -> int:
+        """Layers that are recomputed as a whole."""
+        return self.num_recomputed if self.recipe.parallel.recompute == "full" else 0
+
+    @property
     def accumulates(self) -> bool:
         return self.recipe.parallel.micro_batches > 1 or self.mesh.pp > 1
 
@@ -122,6 +127,16 @@ class RankSizes:
     def vocabulary(self) -> int:
         """Entries of the vocabulary that the rank has."""
         return self.width(self.recipe.model.vocab_size or 0)
+
+    @property
+    def keeps_logits(self) -> bool:
+        """Whether LogitsOverTp keeps them for the backward pass."""
+        return self.recipe.parallel.recompute == "none"
+
+    @property
+    def sums_in_compute(self) -> bool:
+        """Whether WeightOverDp gathers matrices and scatters their gradients."""
+        return self.recipe.parallel.reduce_dtype == "compute"
 
     @property
     def kv_copies(self) -> int:
