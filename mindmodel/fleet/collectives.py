@@ -11,7 +11,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Iterator
 
-from mindmodel.fleet.rank_sizes import Held, RankSizes
+from mindmodel.fleet.rank_sizes import OUTSIDE, Held, RankSizes
 from mindmodel.parallel.mesh import names
 from mindmodel.recipe.schema import AXES, Recipe
 
@@ -205,10 +205,6 @@ def _gathers(sizes: RankSizes, name: str, held: Held) -> int:
         return parallel.micro_batches * held.count * (1 if name in ("embedding.weight", "head.weight") else 2)
     again = sizes.num_repeated if _is_summed_in_compute(sizes, name) and name not in OUTSIDE else 0
     return held.count + again
-
-
-OUTSIDE = ("embedding.weight", "norm.weight", "head.weight")
-"""Parameters that stand in no layer."""
 
 
 def _uses_table_twice(sizes: RankSizes) -> bool:

@@ -17,6 +17,9 @@ from mindmodel.recipe.schema import Recipe
 MOST_SLICES = 8
 """As in mindmodel/parallel/local_layers.py, which loads MindSpore."""
 
+OUTSIDE = ("embedding.weight", "norm.weight", "head.weight")
+"""Parameters that stand in no layer."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Held:
