@@ -81,7 +81,7 @@ def _constants(rank: RankSizes) -> int:
     recipe = rank.recipe
     table = rank.value_bytes * recipe.data.seq_len // rank.mesh.cp * (recipe.model.head_size or 0)
     ids = 2 * 4 * recipe.padded_sequences * recipe.data.seq_len
-    if not rank.accumulates:
+    if not rank.accumulates or rank.is_alone:
         return MASK_BYTES + 2 * table + ids
     passes = 2 * rank.num_layers + rank.num_repeated
     if rank.is_last and recipe.parallel.interleave == 1:
@@ -110,18 +110,18 @@ def _layer_weights(rank: RankSizes) -> int:
 def _copies(rank: RankSizes) -> int:
     """Bytes of weights that are kept in another form from the forward pass for the backward pass.
 
-    Gathered once for all micro-batches, and then the embedding too; a mere cast is made for each. What is gathered
-    again for the backward pass is not kept: all but the head's where weights are sharded too, and with our own gathers
-    those of layers that are recomputed.
+    MindSpore gathers once for all micro-batches, and then the embedding too; a mere cast is made for each. Made again
+    for the backward pass are casts and our own gathers in layers that are recomputed, and all of a layer where weights
+    are sharded too.
     """
     level, head, table = rank.recipe.parallel.shard_optimizer, rank.held.get(_head_name(rank)), rank.held.get(TABLE)
     layers = _layer_weights(rank)
-    kept_head = rank.value_bytes * head.whole if rank.is_last and head and layers else 0
+    kept = rank.value_bytes * head.whole if rank.is_last and head and layers else 0
     if level == "parameters":
-        return kept_head
-    if rank.sums_in_compute:
-        return layers * (rank.num_layers - rank.num_repeated) // rank.num_layers + kept_head
-    kept = kept_head + (layers if _gathers(rank) else int(layers * rank.in_flight))
+        return kept
+    if not _gathers(rank) or rank.sums_in_compute:
+        layers = layers * (rank.num_layers - rank.num_repeated) // rank.num_layers
+    kept += layers if _gathers(rank) else int(layers * rank.in_flight)
     if table and rank.accumulates and (_gathers(rank) or rank.has_copy):
         kept += (rank.value_bytes if rank.has_own_embedding else 4) * table.whole
     return kept
@@ -169,7 +169,12 @@ def _at_loss(rank: RankSizes, state: MemoryEstimate) -> MemoryEstimate:
 def _logit_bytes(rank: RankSizes) -> float:
     """Of each logit: itself where it is kept, its gradient, and of a slice two arrays in float32; or of its gradient
     the slices and the whole.
+
+    One device has all in float32: it, less the largest, its exponential, the target and a gradient; with micro-batches
+    exponential and gradients only.
     """
+    if rank.is_alone:
+        return 4 * (4 if rank.accumulates else 5)
     kept = rank.value_bytes if rank.keeps_logits else 0
     return max(kept + rank.value_bytes + 2 * 4 / rank.loss_slices, 2 * rank.value_bytes)
 
@@ -213,32 +218,38 @@ def _in_last_layer(rank: RankSizes, state: MemoryEstimate) -> MemoryEstimate:
     """When the last layer's backward pass begins: what layers keep, and all of it where it is recomputed; the gradient
     of the residuals, and where another stage follows also what is sent there and what comes back.
 
-    Without micro-batches copies of weights go when they are used, here the head's and that of the last product.
+    Copies of the layer's weights are there. Without micro-batches they go when they are used, here the head's and that
+    of the last product.
     """
     before, kept = _at_loss(rank, state), int(rank.in_flight * _kept_of_layers(rank))
     if _recompute_of_last_layer(rank) == "full":
         kept += _kept_of_layer(rank, False) - _kept_of_layer(rank, True)
     stream = rank.stream_tokens * rank.recipe.model.hidden_size
     kept += rank.value_bytes * stream * (1 if rank.is_last else 3)
-    if rank.accumulates:
-        return dataclasses.replace(before, activations=kept, logits=0)
-    head, down = rank.held[_head_name(rank)], rank.held["mlp.down.weight"]
-    used = rank.value_bytes * (head.whole + down.whole // rank.num_layers)
-    copies = max(_copies(rank) - used, 0)
-    return dataclasses.replace(before, weights=state.weights + copies, activations=kept, logits=0)
+    copies = _copies(rank) + (_layer_weights(rank) // rank.num_layers if _again(rank) else 0)
+    if not rank.accumulates:
+        head, down = rank.held[_head_name(rank)], rank.held["mlp.down.weight"]
+        copies -= rank.value_bytes * (head.whole + down.whole // rank.num_layers)
+    return dataclasses.replace(before, weights=state.weights + max(copies, 0), activations=kept, logits=0)
+
+
+def _again(rank: RankSizes) -> bool:
+    """Whether copies of the last layer's weights are made again for its backward pass, all at a time."""
+    return _recompute_of_last_layer(rank) == "full" and (not _gathers(rank) or rank.sums_in_compute)
 
 
 def _at_last_swiglu(rank: RankSizes, state: MemoryEstimate) -> MemoryEstimate:
-    """Gradients of both its sides; its result is gone, but where it is recomputed."""
+    """Gradients of its result, which is gone, and of both its sides."""
     before, recompute = _in_last_layer(rank, state), _recompute_of_last_layer(rank)
-    more = (2 if recompute == "none" else 3) * _ffn(rank)
+    more = (3 if recompute == "selective" else 2) * _ffn(rank)
     if not rank.accumulates:
         products = ["mlp.down.weight"] if recompute != "full" else []
         gradients = sum(_summed(rank, rank.held[name]) for name in [_head_name(rank), *products])
         return _with(before, rank, more, gradients)
     if recompute != "none":
-        more += rank.tokens * rank.recipe.model.hidden_size  # the last product has still to be differentiated
-    return _with(before, rank, more, 0)
+        more += rank.tokens * rank.recipe.model.hidden_size  # the layer's gradient, as its last product takes it
+    summed = _summed(rank, rank.held["mlp.down.weight"]) if _slices_accumulators(rank) else 0
+    return _with(before, rank, more, summed)
 
 
 def _at_last_gate_up(rank: RankSizes, state: MemoryEstimate) -> MemoryEstimate:
@@ -251,7 +262,8 @@ def _at_last_gate_up(rank: RankSizes, state: MemoryEstimate) -> MemoryEstimate:
     hidden = rank.recipe.model.hidden_size
     gone = 0 if recompute == "selective" else _ffn(rank)
     if rank.accumulates:
-        gathered = 2 * rank.tokens * hidden if rank.recipe.parallel.sequence_parallel else 0
+        is_gathered = rank.recipe.parallel.sequence_parallel and not _slices_accumulators(rank)
+        gathered = 2 * rank.tokens * hidden if is_gathered else 0
         return _with(before, rank, gathered - gone, _added(rank, rank.held["mlp.gate_up.weight"]))
     head, tokens = rank.held[_head_name(rank)], rank.tokens - (rank.stream_tokens if gone else 0)
     gradients = _summed(rank, head) if recompute == "full" and not rank.sums_in_compute else 4 * head.own
@@ -293,12 +305,14 @@ def _at_first_layer(rank: RankSizes, state: MemoryEstimate) -> MemoryEstimate:
 
 
 def _at_embedding(rank: RankSizes, state: MemoryEstimate) -> MemoryEstimate:
-    """Without micro-batches, the table's gradient, beside all others."""
+    """Without micro-batches, the table's gradient, beside all others; that of a tied one is the sum of two."""
     if rank.accumulates:
         return state
-    table = rank.held[TABLE]
-    cast = _cast(rank, table) if rank.has_own_embedding else 4 * table.whole
-    return dataclasses.replace(state, gradients=4 * (rank.num_own - table.own) + max(cast, _summed(rank, table)))
+    table, others = rank.held[TABLE], rank.num_own - rank.held[TABLE].own
+    computed = max(_cast(rank, table) if rank.has_own_embedding else 4 * table.whole, _summed(rank, table))
+    if rank.recipe.model.tied_embeddings:
+        computed = computed + 4 * table.own if rank.sums_in_compute else 3 * 4 * table.whole
+    return dataclasses.replace(state, gradients=4 * others + computed)
 
 
 def _at_update(rank: RankSizes, state: MemoryEstimate) -> MemoryEstimate:

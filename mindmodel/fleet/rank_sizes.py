@@ -56,6 +56,11 @@ class RankSizes:
         return stage_of(self.rank, self.mesh)
 
     @property
+    def is_alone(self) -> bool:
+        """Whether it is the only one: then nothing is cut, and nothing computed again."""
+        return self.mesh.num_devices == 1
+
+    @property
     def is_last(self) -> bool:
         return self.stage == self.mesh.pp - 1
 
@@ -72,7 +77,7 @@ class RankSizes:
     @property
     def num_recomputed(self) -> int:
         parallel = self.recipe.parallel
-        if parallel.recompute == "none":
+        if parallel.recompute == "none" or self.is_alone:
             return 0
         return self.num_layers if parallel.recompute_layers is None else min(self.num_layers, parallel.recompute_layers)
 
