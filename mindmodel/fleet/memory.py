@@ -1,8 +1,8 @@
 """A rank's peak memory by kind, in closed form: what MindSpore's compiler plans, without the compiler. Pure Python.
 
 Kernel workspaces, buffers of collectives and MindSpore itself come on top; no dry run sees them either.
-Source: which tensors the backward pass keeps follows from the operators of mindmodel/layers/ascend.py; the moment of
-the peak was read off MindSpore's memory tracker.
+Source: which tensors the backward pass keeps follows from the operators of mindmodel/layers/ascend.py and
+mindmodel/parallel/local_layers.py; the moments of the peak were read off MindSpore's memory tracker.
 """
 
 from __future__ import annotations
@@ -196,8 +196,9 @@ def _added(rank: RankSizes, held: Held) -> int:
 
 
 def _cast(rank: RankSizes, held: Held) -> int:
-    """Bytes of a layer's gradient in the compute dtype and in float32."""
-    return (4 + rank.value_bytes % 4) * held.whole // held.count
+    """Bytes of a layer's gradient as computed, and in float32 where that is another dtype."""
+    value_bytes = 4 if rank.value_bytes == 4 else rank.value_bytes + 4
+    return value_bytes * held.whole // held.count
 
 
 def _at_head_backward(rank: RankSizes, state: MemoryEstimate) -> MemoryEstimate:
@@ -253,10 +254,11 @@ def _at_last_swiglu(rank: RankSizes, state: MemoryEstimate) -> MemoryEstimate:
 
 
 def _at_last_gate_up(rank: RankSizes, state: MemoryEstimate) -> MemoryEstimate:
-    """The product before it: gradients of its weight and, where tokens are gathered, of its input.
+    """The product before it, where SwiGLU's result is gone: gradients of its weight and, where tokens are gathered, of
+    its input.
 
-    Without micro-batches the gradient of its input comes after that of its weight, which is the last to need what the
-    norm gave, and the head's sum is in use as long as the backward pass waits for a layer to be recomputed.
+    Without micro-batches the gradient of its input is there too, and that of its weight done, for which alone what the
+    norm gave was kept; and the head's sum is in use as long as the backward pass waits for a layer to be recomputed.
     """
     before, recompute = _in_last_layer(rank, state), _recompute_of_last_layer(rank)
     hidden = rank.recipe.model.hidden_size
