@@ -11,7 +11,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Iterator
 
-from mindmodel.fleet.rank_sizes import Held, RankSizes
+from mindmodel.fleet.rank_sizes import OUTSIDE, Held, RankSizes
 from mindmodel.parallel.mesh import names
 from mindmodel.recipe.schema import AXES, Recipe
 
@@ -90,61 +90,60 @@ def _of_a_micro_batch(sizes: RankSizes) -> Iterator[_Call]:
 
 
 def _embedding(sizes: RankSizes) -> Iterator[_Call]:
-    """Gather from a table cut over tp gives a sum, in the table's float32; transposed in the backward pass."""
-    stream = sizes.tokens * sizes.recipe.model.hidden_size
+    """EmbeddingOverTp sums rows over tp; transposed in the backward pass."""
+    dtype, stream = sizes.recipe.train.compute_dtype, sizes.tokens * sizes.recipe.model.hidden_size
     if sizes.recipe.parallel.sequence_parallel:
-        yield _Call("ReduceScatter", ("tp",), "float32", 1, stream)
-        yield _Call("AllGather", ("tp",), "float32", 1, stream // sizes.mesh.tp)
+        yield _Call("ReduceScatter", ("tp",), dtype, 1, stream)
+        yield _Call("AllGather", ("tp",), dtype, 1, stream // sizes.mesh.tp)
     else:
-        yield _Call("AllReduce", ("tp",), "float32", 2, stream)
+        yield _Call("AllReduce", ("tp",), dtype, 2, stream)
 
 
 def _layers(sizes: RankSizes) -> Iterator[_Call]:
     """MatMul of attention.out and mlp.down gives a sum over tp; with sequence parallel what goes into MatMul of qkv and
-    gate_up is gathered. Transposed in the backward pass. Recomputed is all but the sum at the layer's end.
+    gate_up is gathered, and again for the backward pass. Transposed in the backward pass. With a layer are computed
+    again the gathers, which are not kept either way, and all sums but that at its end.
     """
     dtype, stream = sizes.recipe.train.compute_dtype, sizes.tokens * sizes.recipe.model.hidden_size
-    layers, again = sizes.num_layers, _fully_recomputed(sizes)
+    layers, again = sizes.num_layers, sizes.num_repeated
     if sizes.recipe.parallel.sequence_parallel:
         yield _Call("ReduceScatter", ("tp",), dtype, 4 * layers + again, stream)
-        yield _Call("AllGather", ("tp",), dtype, 4 * layers + 2 * again, stream // sizes.mesh.tp)
+        yield _Call("AllGather", ("tp",), dtype, 6 * layers, stream // sizes.mesh.tp)
     else:
         yield _Call("AllReduce", ("tp",), dtype, 4 * layers + again, stream)
 
 
-def _fully_recomputed(sizes: RankSizes) -> int:
-    return sizes.num_recomputed if sizes.recipe.parallel.recompute == "full" else 0
-
-
 def _context(sizes: RankSizes) -> Iterator[_Call]:
-    """FlashAttentionScore needs keys and values of all of cp; transposed backwards. Recomputed either way."""
+    """FlashAttentionScore needs keys and values of all of cp; transposed backwards. Recomputed with a layer."""
     dtype, keys = sizes.recipe.train.compute_dtype, sizes.tokens * sizes.kv_width
-    yield _Call("AllGather", ("cp",), dtype, 2 * (sizes.num_layers + sizes.num_recomputed), keys)
+    yield _Call("AllGather", ("cp",), dtype, 2 * (sizes.num_layers + sizes.num_repeated), keys)
     yield _Call("ReduceScatter", ("cp",), dtype, 2 * sizes.num_layers, keys * sizes.mesh.cp)
 
 
 def _copied_heads(sizes: RankSizes) -> Iterator[_Call]:
     """Ranks with copies of a KV head project parts of its group, which Split needs whole; transposed backwards, which
-    sums the copies' gradients. Recomputed with the rest of attention.
+    sums the copies' gradients. Recomputed with a layer.
     """
     if sizes.kv_copies == 1:
         return
     dtype, rows = sizes.recipe.train.compute_dtype, sizes.tokens * sizes.qkv_width
-    yield _Call("AllGather", ("tp",), dtype, sizes.num_layers + sizes.num_recomputed, rows)
+    yield _Call("AllGather", ("tp",), dtype, sizes.num_layers + sizes.num_repeated, rows)
     yield _Call("ReduceScatter", ("tp",), dtype, sizes.num_layers, rows * sizes.kv_copies)
 
 
 def _head_and_loss(sizes: RankSizes) -> Iterator[_Call]:
-    """MatMul of the head as that of other columns. ReduceMax and both SumExt over the vocabulary, of which the sums are
-    transposed; SumExt of the loss, and of the z-loss, over all tokens: transposed where micro-batches add up. A later
-    stage is fed its labels as they are cut by sequence, and OneHot wants them whole.
+    """LogitsOverTp: tokens gathered in either pass as those of other columns; for each slice the largest, the sum of
+    exponentials and the label's logit; two gradients. SumExt of the loss, and of the z-loss, over all tokens:
+    transposed where micro-batches add up. A later stage is fed its labels as they are cut by sequence, and the loss
+    wants them whole.
     """
     recipe, tokens = sizes.recipe, sizes.tokens
     if recipe.parallel.sequence_parallel:
         stream = tokens * recipe.model.hidden_size
-        yield _Call("AllGather", ("tp",), recipe.train.compute_dtype, 1, stream // sizes.mesh.tp)
+        yield _Call("AllGather", ("tp",), recipe.train.compute_dtype, 2, stream // sizes.mesh.tp)
         yield _Call("ReduceScatter", ("tp",), recipe.train.compute_dtype, 1, stream)
-    yield _Call("AllReduce", ("tp",), "float32", 5, tokens)
+    yield _Call("AllReduce", ("tp",), "float32", 3 * sizes.loss_slices, tokens // sizes.loss_slices)
+    yield _Call("AllReduce", ("tp",), "float32", 2, tokens)
     sums = 2 if recipe.train.z_loss else 1
     yield _Call("AllReduce", DATA, "float32", 2 * sums if sizes.accumulates else sums, 1)
     if sizes.mesh.pp > 1:
@@ -163,37 +162,57 @@ def _stage_borders(sizes: RankSizes) -> Iterator[_Call]:
 
 
 def _of_a_parameter(sizes: RankSizes, name: str, held: Held) -> Iterator[_Call]:
-    """Gradients are summed in float32 over the ranks that hold copies: whole, or where the optimizer is sharded each
-    rank its slice. Weights are then gathered, after their Cast where that is the first operator on them; where they are
-    sharded too again for the backward pass, but for the table: Gather does not need it there, and a tied head keeps it.
+    """Gradients are summed over the ranks that hold copies: whole, or where the optimizer is sharded each rank its
+    slice, in float32 unless the collectives are our own. Weights are then gathered, after their Cast where that is the
+    first operator on them.
     """
     level, dtype = sizes.recipe.parallel.shard_optimizer, sizes.recipe.train.compute_dtype
     path = name if name in OUTSIDE else f"layers.0.{name}"
     cut_over = {axis for dim in sizes.plan.axes_of(path) for axis in names(dim)}
     axes = tuple(axis for axis in ("dp", "cp", "tp") if axis not in cut_over)
     whole, own = held.whole // held.count, held.own // held.count
+    is_table = name == "embedding.weight"
     if level == "none":
-        is_copy = name == "embedding.weight" and sizes.has_copy  # its gradient goes to the first stage
+        is_copy = is_table and sizes.has_copy  # its gradient goes to the first stage
         yield _Call("AllReduce", axes, "float32", 0 if is_copy else held.count, whole)
         return
-    micro_batches = sizes.recipe.parallel.micro_batches
-    is_table = name == "embedding.weight"
-    scatters = 1 if level == "states" else micro_batches
-    if level == "gradients" and is_table and _uses_table_twice(sizes):
-        scatters *= 2
-    gathers = micro_batches * (1 if is_table else 2) if level == "parameters" else 1
-    gathered = "float32" if is_table else dtype
-    yield _Call("ReduceScatter", axes, "float32", scatters * held.count, whole)
-    yield _Call("AllGather", axes, gathered, gathers * held.count, own)
+    gathered = "float32" if is_table and not sizes.has_own_embedding else dtype
+    summed = dtype if _is_summed_in_compute(sizes, name) else "float32"
+    yield _Call("ReduceScatter", axes, summed, _scatters(sizes, name) * held.count, whole)
+    yield _Call("AllGather", axes, gathered, _gathers(sizes, name, held), own)
 
 
-OUTSIDE = ("embedding.weight", "norm.weight", "head.weight")
-"""Parameters that stand in no layer."""
+def _is_summed_in_compute(sizes: RankSizes, name: str) -> bool:
+    """Whether WeightOverDp holds it: all but norms."""
+    return sizes.sums_in_compute and "norm" not in name
+
+
+def _scatters(sizes: RankSizes, name: str) -> int:
+    """Of a gradient in a step. Those of a tied embedding and of its head are apart where each sums its own."""
+    level, twice = sizes.recipe.parallel.shard_optimizer, name == "embedding.weight" and _uses_table_twice(sizes)
+    micro_batches = 1 if level == "states" else sizes.recipe.parallel.micro_batches
+    return 2 * micro_batches if twice else micro_batches
+
+
+def _gathers(sizes: RankSizes, name: str, held: Held) -> int:
+    """Of the weights of a name in a step: once, and where they are sharded too in each forward and backward pass.
+
+    LogitsOverTp keeps the head's weight from one to the other, and the table's gradient does not need the table.
+    WeightOverDp gathers again what is computed again.
+    """
+    parallel = sizes.recipe.parallel
+    if parallel.shard_optimizer == "parameters":
+        return parallel.micro_batches * held.count * (1 if name in ("embedding.weight", "head.weight") else 2)
+    again = sizes.num_repeated if _is_summed_in_compute(sizes, name) and name not in OUTSIDE else 0
+    return held.count + again
 
 
 def _uses_table_twice(sizes: RankSizes) -> bool:
-    """Whether a tied embedding is added to by Gather and by the head's MatMul, one after the other."""
-    return sizes.recipe.model.tied_embeddings and sizes.mesh.pp == 1 and sizes.accumulates
+    """Whether a tied embedding's two gradients, of its rows and of the head, are summed over ranks one by one."""
+    parallel = sizes.recipe.parallel
+    if not sizes.recipe.model.tied_embeddings or sizes.mesh.pp > 1:
+        return False
+    return sizes.sums_in_compute or parallel.shard_optimizer == "gradients" and sizes.accumulates
 
 
 def _of_a_tied_embedding(sizes: RankSizes) -> Iterator[_Call]:

@@ -1,8 +1,8 @@
 """A rank's peak memory by kind, in closed form: what MindSpore's compiler plans, without the compiler. Pure Python.
 
 Kernel workspaces, buffers of collectives and MindSpore itself come on top; no dry run sees them either.
-Source: which tensors the backward pass keeps follows from the operators of mindmodel/layers/ascend.py; the moment of
-the peak was read off MindSpore's memory tracker.
+Source: which tensors the backward pass keeps follows from the operators of mindmodel/layers/ascend.py and
+mindmodel/parallel/local_layers.py; the moments of the peak were read off MindSpore's memory tracker.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from mindmodel.fleet.rank_sizes import RankSizes
+from mindmodel.fleet.rank_sizes import OUTSIDE, Held, RankSizes
 from mindmodel.recipe.schema import Recipe
 
 KINDS = ("weights", "optimizer", "gradients", "activations", "logits", "other")
@@ -20,6 +20,8 @@ MASK_BYTES = 2048 * 2048
 
 PRODUCTS = ("attention.qkv.weight", "attention.out.weight", "mlp.gate_up.weight", "mlp.down.weight")
 """A layer's matrix products."""
+
+TABLE = "embedding.weight"
 
 STATISTICS_BYTES = 2 * 8 * 4
 """Per token and head: flash attention's largest and sum, float32, each in eight copies."""
@@ -34,7 +36,7 @@ class MemoryEstimate:
         optimizer: both moments, float32.
         gradients: float32; with micro-batches their accumulators.
         activations: kept for the backward pass.
-        logits: arrays as large as the logits, float32.
+        logits: in the compute dtype, their gradient, and slices of both in float32.
         other: masks, rotary tables, token ids.
     """
 
@@ -59,11 +61,15 @@ class MemoryEstimate:
 def _state(rank: RankSizes) -> MemoryEstimate:
     """What is there through the whole step: parameters, moments, accumulators."""
     own = rank.num_own
-    slices = rank.recipe.parallel.shard_optimizer in ("gradients", "parameters")
-    summed = own if slices else sum(held.whole for held in rank.held.values())
+    summed = own if _slices_accumulators(rank) else sum(held.whole for held in rank.held.values())
     return MemoryEstimate(
         weights=4 * own, optimizer=8 * own, gradients=4 * summed if rank.accumulates else 0, other=_constants(rank)
     )
+
+
+def _slices_accumulators(rank: RankSizes) -> bool:
+    """Whether gradients are scattered after each micro-batch."""
+    return rank.recipe.parallel.shard_optimizer in ("gradients", "parameters")
 
 
 def _constants(rank: RankSizes) -> int:
@@ -75,14 +81,14 @@ def _constants(rank: RankSizes) -> int:
     recipe = rank.recipe
     table = rank.value_bytes * recipe.data.seq_len // rank.mesh.cp * (recipe.model.head_size or 0)
     ids = 2 * 4 * recipe.padded_sequences * recipe.data.seq_len
-    if not rank.accumulates:
+    if not rank.accumulates or rank.is_alone:
         return MASK_BYTES + 2 * table + ids
-    passes = 2 * rank.num_layers + rank.num_recomputed
+    passes = 2 * rank.num_layers + rank.num_repeated
     if rank.is_last and recipe.parallel.interleave == 1:
         masks, tables = 2, 2 * passes + 2
     else:
         masks, tables = passes, 4 * passes
-    zeros = 4 * rank.held["embedding.weight"].own if rank.has_copy and _gathers(rank) else 0
+    zeros = 4 * rank.held[TABLE].own if rank.has_copy and _gathers(rank) else 0
     return masks * MASK_BYTES + tables * table + ids + zeros
 
 
@@ -91,7 +97,7 @@ def _gathers(rank: RankSizes) -> bool:
 
 
 def _head_name(rank: RankSizes) -> str:
-    return "embedding.weight" if rank.recipe.model.tied_embeddings else "head.weight"
+    return TABLE if rank.recipe.model.tied_embeddings else "head.weight"
 
 
 def _layer_weights(rank: RankSizes) -> int:
@@ -104,16 +110,20 @@ def _layer_weights(rank: RankSizes) -> int:
 def _copies(rank: RankSizes) -> int:
     """Bytes of weights that are kept in another form from the forward pass for the backward pass.
 
-    Gathered once for all micro-batches, and then the embedding too; a mere cast is made for each.
+    MindSpore gathers once for all micro-batches, and then the embedding too; a mere cast is made for each. Made again
+    for the backward pass are casts and our own gathers in layers that are recomputed, and all of a layer where weights
+    are sharded too.
     """
-    if rank.recipe.parallel.shard_optimizer == "parameters":
-        return 0
-    head, table, layers = rank.held.get(_head_name(rank)), rank.held.get("embedding.weight"), _layer_weights(rank)
-    kept = layers if _gathers(rank) else int(layers * rank.in_flight)
-    if rank.is_last and head and layers:
-        kept += rank.value_bytes * head.whole
+    level, head, table = rank.recipe.parallel.shard_optimizer, rank.held.get(_head_name(rank)), rank.held.get(TABLE)
+    layers = _layer_weights(rank)
+    kept = rank.value_bytes * head.whole if rank.is_last and head and layers else 0
+    if level == "parameters":
+        return kept
+    if not _gathers(rank) or rank.sums_in_compute:
+        layers = layers * (rank.num_layers - rank.num_repeated) // rank.num_layers
+    kept += layers if _gathers(rank) else int(layers * rank.in_flight)
     if table and rank.accumulates and (_gathers(rank) or rank.has_copy):
-        kept += 4 * table.whole
+        kept += (rank.value_bytes if rank.has_own_embedding else 4) * table.whole
     return kept
 
 
@@ -126,82 +136,185 @@ def _attention_values(rank: RankSizes) -> int:
 
 
 def _kept_of_layer(rank: RankSizes, recomputed: bool) -> int:
-    """Bytes that a layer keeps of one micro-batch.
-
-    `selective` keeps what goes into attention and SwiGLU; with micro-batches what comes out of them too, for MindSpore
-    then computes it again as soon as it is there.
-    """
+    """Bytes that a layer keeps of one micro-batch; `selective` drops what comes out of norms and SwiGLU."""
     model, recompute = rank.recipe.model, rank.recipe.parallel.recompute if recomputed else "none"
-    hidden, size = model.hidden_size, model.head_size or 0
+    stream, ffn = rank.stream_tokens * model.hidden_size, rank.tokens * rank.width(model.ffn_size)
     if recompute == "full":
-        return rank.value_bytes * rank.stream_tokens * hidden
-    stream = 2 * hidden * (rank.stream_tokens + rank.tokens)  # residuals, and norms as the products take them
-    gate_up = 2 * rank.tokens * rank.width(model.ffn_size)
-    if recompute == "selective":
-        qkv = rank.tokens * rank.qkv_width
-        results = gate_up // 2 + rank.tokens * rank.width(model.num_heads) * size
-        return rank.value_bytes * (stream + gate_up + qkv + (results if rank.accumulates else 0))
+        return rank.value_bytes * stream
     statistics = STATISTICS_BYTES * rank.tokens * rank.width(model.num_heads)
-    return rank.value_bytes * (stream + gate_up * 3 // 2 + _attention_values(rank)) + statistics
+    results = 2 * stream + ffn if recompute == "none" else 0
+    return rank.value_bytes * (2 * stream + 2 * ffn + results + _attention_values(rank)) + statistics
 
 
-def _kept(rank: RankSizes) -> int:
-    """Bytes that all layers keep of one micro-batch; the last stage has the final norm's too."""
+def _kept_of_layers(rank: RankSizes) -> int:
+    """Bytes that all layers keep of one micro-batch."""
     again = rank.num_recomputed
-    layers = again * _kept_of_layer(rank, True) + (rank.num_layers - again) * _kept_of_layer(rank, False)
-    final = rank.recipe.model.hidden_size * (rank.stream_tokens + rank.tokens) if rank.is_last else 0
-    return layers + rank.value_bytes * final
-
-
-def _logits(rank: RankSizes) -> int:
-    """At the loss: exponentials, targets, and two gradients; two arrays more without tp or micro-batches."""
-    if not rank.is_last:
-        return 0
-    copies = 4 if rank.mesh.tp > 1 or rank.accumulates else 6
-    return copies * 4 * rank.tokens * rank.vocabulary
+    return again * _kept_of_layer(rank, True) + (rank.num_layers - again) * _kept_of_layer(rank, False)
 
 
 def _at_loss(rank: RankSizes, state: MemoryEstimate) -> MemoryEstimate:
+    """In the backward pass of its last slice, or where the slices of the logits' gradient are joined.
+
+    The last stage has the residuals of the final norm too, and what it gave, as the head's product takes it.
+    """
+    final = rank.recipe.model.hidden_size * (rank.stream_tokens + rank.tokens) if rank.is_last else 0
     return dataclasses.replace(
         state,
         weights=state.weights + _copies(rank),
-        activations=int(rank.in_flight * _kept(rank)),
-        logits=_logits(rank),
+        activations=int(rank.in_flight * (_kept_of_layers(rank) + rank.value_bytes * final)),
+        logits=int(_logit_bytes(rank) * rank.tokens * rank.vocabulary) if rank.is_last else 0,
     )
+
+
+def _logit_bytes(rank: RankSizes) -> float:
+    """Of each logit: itself where it is kept, its gradient, and of a slice two arrays in float32; or of its gradient
+    the slices and the whole.
+
+    One device has all in float32: it, less the largest, its exponential, the target and a gradient; with micro-batches
+    exponential and gradients only.
+    """
+    if rank.is_alone:
+        return 4 * (4 if rank.accumulates else 5)
+    kept = rank.value_bytes if rank.keeps_logits else 0
+    return max(kept + rank.value_bytes + 2 * 4 / rank.loss_slices, 2 * rank.value_bytes)
+
+
+def _summed(rank: RankSizes, held: Held) -> int:
+    """Bytes of a layer's gradient as it is summed over ranks: what goes in, and what comes out."""
+    value_bytes = rank.value_bytes if rank.sums_in_compute else 4
+    return value_bytes * (held.whole + (held.own if rank.mesh.dp * rank.mesh.cp > 1 else 0)) // held.count
+
+
+def _added(rank: RankSizes, held: Held) -> int:
+    """Bytes of a layer's gradient from its product to what keeps it, which adds it up as it is computed where no ranks
+    sum it before.
+    """
+    computed = rank.value_bytes * held.whole // held.count
+    if rank.accumulates and not _slices_accumulators(rank):
+        return computed
+    return _summed(rank, held) if rank.sums_in_compute else max(_cast(rank, held), _summed(rank, held))
+
+
+def _cast(rank: RankSizes, held: Held) -> int:
+    """Bytes of a layer's gradient as computed, and in float32 where that is another dtype."""
+    value_bytes = 4 if rank.value_bytes == 4 else rank.value_bytes + 4
+    return value_bytes * held.whole // held.count
 
 
 def _at_head_backward(rank: RankSizes, state: MemoryEstimate) -> MemoryEstimate:
-    """The gradient of the output layer's weight, as computed and in float32, beside that of the logits."""
+    """The gradient of the output layer's weight beside that of the logits."""
     before, head = _at_loss(rank, state), rank.held.get(_head_name(rank))
     if not rank.is_last or head is None:
         return before
-    computed = 0 if rank.value_bytes == 4 else rank.value_bytes
     logits = rank.value_bytes * rank.tokens * rank.vocabulary
-    return dataclasses.replace(before, gradients=state.gradients + (4 + computed) * head.whole, logits=logits)
+    return dataclasses.replace(before, gradients=state.gradients + _added(rank, head), logits=logits)
 
 
-def _at_first_backward(rank: RankSizes, state: MemoryEstimate) -> MemoryEstimate:
-    """In the last layer's: its feed-forward part has gradients in place of what it kept, and of its weights."""
-    model, before = rank.recipe.model, _at_loss(rank, state)
-    ffn, stream = rank.tokens * rank.width(model.ffn_size), rank.stream_tokens * model.hidden_size
-    again = _kept_of_layer(rank, False) - _kept_of_layer(rank, rank.num_recomputed == rank.num_layers)
+def _recompute_of_last_layer(rank: RankSizes) -> str:
+    """Those that are recomputed are the first."""
+    return rank.recipe.parallel.recompute if rank.num_recomputed == rank.num_layers else "none"
+
+
+def _in_last_layer(rank: RankSizes, state: MemoryEstimate) -> MemoryEstimate:
+    """When the last layer's backward pass begins: what layers keep, and all of it where it is recomputed; the gradient
+    of the residuals, and where another stage follows also what is sent there and what comes back.
+
+    Copies of the layer's weights are there. Without micro-batches they go when they are used, here the head's and that
+    of the last product.
+    """
+    before, kept = _at_loss(rank, state), int(rank.in_flight * _kept_of_layers(rank))
+    if _recompute_of_last_layer(rank) == "full":
+        kept += _kept_of_layer(rank, False) - _kept_of_layer(rank, True)
+    stream = rank.stream_tokens * rank.recipe.model.hidden_size
+    kept += rank.value_bytes * stream * (1 if rank.is_last else 3)
+    copies = _copies(rank) + (_layer_weights(rank) // rank.num_layers if _again(rank) else 0)
+    if not rank.accumulates:
+        head, down = rank.held[_head_name(rank)], rank.held["mlp.down.weight"]
+        copies -= rank.value_bytes * (head.whole + down.whole // rank.num_layers)
+    return dataclasses.replace(before, weights=state.weights + max(copies, 0), activations=kept, logits=0)
+
+
+def _again(rank: RankSizes) -> bool:
+    """Whether copies of the last layer's weights are made again for its backward pass, all at a time."""
+    return _recompute_of_last_layer(rank) == "full" and (not _gathers(rank) or rank.sums_in_compute)
+
+
+def _at_last_swiglu(rank: RankSizes, state: MemoryEstimate) -> MemoryEstimate:
+    """Gradients of its result, which is gone, and of both its sides."""
+    before, recompute = _in_last_layer(rank, state), _recompute_of_last_layer(rank)
+    more = (3 if recompute == "selective" else 2) * _ffn(rank)
+    if not rank.accumulates:
+        products = ["mlp.down.weight"] if recompute != "full" else []
+        gradients = sum(_summed(rank, rank.held[name]) for name in [_head_name(rank), *products])
+        return _with(before, rank, more, gradients)
+    if recompute != "none":
+        more += rank.tokens * rank.recipe.model.hidden_size  # the layer's gradient, as its last product takes it
+    summed = _summed(rank, rank.held["mlp.down.weight"]) if _slices_accumulators(rank) else 0
+    return _with(before, rank, more, summed)
+
+
+def _at_last_gate_up(rank: RankSizes, state: MemoryEstimate) -> MemoryEstimate:
+    """The product before it, where SwiGLU's result is gone: gradients of its weight and, where tokens are gathered, of
+    its input.
+
+    Without micro-batches the gradient of its input is there too, and that of its weight done, for which alone what the
+    norm gave was kept; and the head's sum is in use as long as the backward pass waits for a layer to be recomputed.
+    """
+    before, recompute = _in_last_layer(rank, state), _recompute_of_last_layer(rank)
+    hidden = rank.recipe.model.hidden_size
+    gone = 0 if recompute == "selective" else _ffn(rank)
     if rank.accumulates:
-        more = again + rank.value_bytes * (2 * ffn + 3 * stream)
-        return dataclasses.replace(before, activations=before.activations + more, logits=0)
-    products = [rank.held[name] for name in ("mlp.gate_up.weight", "mlp.down.weight")]
-    gradients = sum(held.whole + (held.own if _gathers(rank) else 0) for held in products) // rank.num_layers
-    more = again - rank.value_bytes * (ffn + stream)
-    return dataclasses.replace(before, activations=before.activations + more, gradients=4 * gradients, logits=0)
+        is_gathered = rank.recipe.parallel.sequence_parallel and not _slices_accumulators(rank)
+        gathered = 2 * rank.tokens * hidden if is_gathered else 0
+        return _with(before, rank, gathered - gone, _added(rank, rank.held["mlp.gate_up.weight"]))
+    head, tokens = rank.held[_head_name(rank)], rank.tokens - (rank.stream_tokens if gone else 0)
+    gradients = _summed(rank, head) if recompute == "full" and not rank.sums_in_compute else 4 * head.own
+    return _with(before, rank, tokens * hidden - gone, gradients + _feed_forward_gradients(rank))
 
 
-def _at_last_backward(rank: RankSizes, state: MemoryEstimate) -> MemoryEstimate:
-    """In the first layer's: without accumulators all gradients are there."""
+def _with(before: MemoryEstimate, rank: RankSizes, values: int, gradients: int) -> MemoryEstimate:
+    """More numbers of activations, and more bytes of gradients."""
+    activations = before.activations + rank.value_bytes * values
+    return dataclasses.replace(before, activations=activations, gradients=before.gradients + gradients)
+
+
+def _ffn(rank: RankSizes) -> int:
+    """Numbers that SwiGLU gives."""
+    return rank.tokens * rank.width(rank.recipe.model.ffn_size)
+
+
+def _feed_forward_gradients(rank: RankSizes) -> int:
+    """Bytes of those of a layer's weights there, as they are summed."""
+    return sum(_summed(rank, rank.held[name]) for name in ("mlp.gate_up.weight", "mlp.down.weight"))
+
+
+def _at_first_layer(rank: RankSizes, state: MemoryEstimate) -> MemoryEstimate:
+    """The first layer's product before SwiGLU, without micro-batches: gradients of all other layers are there, ready
+    for the optimizer. Where it is recomputed, tokens for attention's first product have been gathered.
+    """
     if rank.accumulates:
         return state
-    weights = state.weights + _layer_weights(rank) // rank.num_layers
+    layers = [held for name, held in rank.held.items() if name not in OUTSIDE]
+    done = rank.num_own - rank.held[TABLE].own - sum(held.own // held.count for held in layers)
+    down, hidden = rank.value_bytes * rank.held["mlp.down.weight"].whole, rank.recipe.model.hidden_size
+    gathered = rank.tokens * hidden + ((rank.tokens - rank.stream_tokens) * hidden if rank.num_repeated else 0)
     return dataclasses.replace(
-        state, weights=weights, gradients=4 * rank.num_own, activations=_kept_of_layer(rank, False)
+        state,
+        weights=state.weights + max(_layer_weights(rank) - down, 0) // rank.num_layers,
+        gradients=4 * done + _feed_forward_gradients(rank),
+        activations=_kept_of_layer(rank, False) + rank.value_bytes * (gathered - _ffn(rank)),
     )
+
+
+def _at_embedding(rank: RankSizes, state: MemoryEstimate) -> MemoryEstimate:
+    """Without micro-batches, the table's gradient, beside all others; that of a tied one is the sum of two."""
+    if rank.accumulates:
+        return state
+    table, others = rank.held[TABLE], rank.num_own - rank.held[TABLE].own
+    computed = max(_cast(rank, table) if rank.has_own_embedding else 4 * table.whole, _summed(rank, table))
+    if rank.recipe.model.tied_embeddings:
+        computed = computed + 4 * table.own if rank.sums_in_compute else 3 * 4 * table.whole
+    return dataclasses.replace(state, gradients=4 * others + computed)
 
 
 def _at_update(rank: RankSizes, state: MemoryEstimate) -> MemoryEstimate:
@@ -211,7 +324,7 @@ def _at_update(rank: RankSizes, state: MemoryEstimate) -> MemoryEstimate:
     return dataclasses.replace(state, gradients=state.gradients + 4 * (checked + largest))
 
 
-MOMENTS = (_at_loss, _at_head_backward, _at_first_backward, _at_last_backward, _at_update)
+MOMENTS = (_at_loss, _at_head_backward, _at_last_swiglu, _at_last_gate_up, _at_first_layer, _at_embedding, _at_update)
 """When a step's memory can be highest."""
 
 

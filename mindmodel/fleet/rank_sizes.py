@@ -14,6 +14,12 @@ from mindmodel.parallel.plan import Plan, sharded_axes
 from mindmodel.parallel.plans.decoder import decoder_plan, kv_copies, layer_places
 from mindmodel.recipe.schema import Recipe
 
+MOST_SLICES = 8
+"""As in mindmodel/parallel/local_layers.py, which loads MindSpore."""
+
+OUTSIDE = ("embedding.weight", "norm.weight", "head.weight")
+"""Parameters that stand in no layer."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Held:
@@ -50,6 +56,11 @@ class RankSizes:
         return stage_of(self.rank, self.mesh)
 
     @property
+    def is_alone(self) -> bool:
+        """Whether it is the only one: then nothing is cut, and nothing computed again."""
+        return self.mesh.num_devices == 1
+
+    @property
     def is_last(self) -> bool:
         return self.stage == self.mesh.pp - 1
 
@@ -66,9 +77,14 @@ class RankSizes:
     @property
     def num_recomputed(self) -> int:
         parallel = self.recipe.parallel
-        if parallel.recompute == "none":
+        if parallel.recompute == "none" or self.is_alone:
             return 0
         return self.num_layers if parallel.recompute_layers is None else min(self.num_layers, parallel.recompute_layers)
+
+    @property
+    def num_repeated(self) -> int:
+        """Layers that are recomputed as a whole."""
+        return self.num_recomputed if self.recipe.parallel.recompute == "full" else 0
 
     @property
     def accumulates(self) -> bool:
@@ -101,6 +117,16 @@ class RankSizes:
         """Of a micro-batch, in norms and residuals."""
         return self.tokens // self.mesh.tp if self.recipe.parallel.sequence_parallel else self.tokens
 
+    @property
+    def loss_slices(self) -> int:
+        """In which tokens have their logits in float32, one after the other."""
+        return math.gcd(self.tokens, MOST_SLICES)
+
+    @property
+    def has_own_embedding(self) -> bool:
+        """Whether the table is cast before it is gathered."""
+        return any(rule.layer == "embedding" for rule in self.plan.local)
+
     def width(self, size: int) -> int:
         """Of a dim that is cut over tp."""
         return size // self.mesh.tp
@@ -109,6 +135,16 @@ class RankSizes:
     def vocabulary(self) -> int:
         """Entries of the vocabulary that the rank has."""
         return self.width(self.recipe.model.vocab_size or 0)
+
+    @property
+    def keeps_logits(self) -> bool:
+        """Whether LogitsOverTp keeps them for the backward pass."""
+        return self.recipe.parallel.recompute == "none"
+
+    @property
+    def sums_in_compute(self) -> bool:
+        """Whether WeightOverDp gathers matrices and scatters their gradients."""
+        return self.recipe.parallel.reduce_dtype == "compute"
 
     @property
     def kv_copies(self) -> int:

@@ -108,13 +108,12 @@ def parameters(model: ModelSection, vocab_size: int) -> Parameters:
     )
 
 
-def _layer_values(recipe: Recipe) -> tuple[int, int]:
-    """Numbers kept for the backward pass per token and layer: all of them, and the attention probabilities alone."""
+def _layer_values(recipe: Recipe) -> int:
+    """Numbers kept for the backward pass per token and layer."""
     model, (queries, keys) = recipe.model, _head_sizes(recipe.model)
     residual = 4 * model.hidden_size
     attention = queries + 2 * keys + 2 * queries + (queries + keys if model.qk_norm else 0)
-    probabilities = model.num_heads * recipe.data.seq_len
-    return residual + attention + probabilities + 3 * model.ffn_size, probabilities
+    return residual + attention + model.num_heads * recipe.data.seq_len + 3 * model.ffn_size
 
 
 def activation_bytes(recipe: Recipe) -> int:
@@ -122,18 +121,12 @@ def activation_bytes(recipe: Recipe) -> int:
 
     Per token and layer: residual stream and norm output twice (4 D); q, k, v ((H + 2 K) d); attention output before
     and after its transpose (2 H d); attention probabilities (H S); gate, up and their product (3 F); with QK-norm the
-    unnormed q and k ((H + K) d). `selective` recompute keeps the probabilities of one layer only, `full` the input of
-    each layer and all of one. Holds for fused graph kernels; without them the peak was about 2.5 times as high.
+    unnormed q and k ((H + K) d). All are kept, whatever `recompute` says: only ranks of a mesh of Ascend devices
+    compute again. Holds for fused graph kernels; without them the peak was about 2.5 times as high.
     """
     tokens = recipe.train.tokens_per_step // recipe.parallel.micro_batches
-    layers, (values, probabilities) = recipe.model.num_layers, _layer_values(recipe)
-    kept = {
-        "none": layers * values,
-        "selective": layers * (values - probabilities) + probabilities,
-        "full": layers * recipe.model.hidden_size + values,
-    }
     value_bytes = 2 if recipe.train.compute_dtype == "bfloat16" else 4
-    return tokens * kept[recipe.parallel.recompute] * value_bytes
+    return tokens * recipe.model.num_layers * _layer_values(recipe) * value_bytes
 
 
 def _checkpoints_at_once(recipe: Recipe) -> int:

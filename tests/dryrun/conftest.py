@@ -99,6 +99,13 @@ SIZES: dict[str, Recipe] = {
         **WIDE, dp=2, tp=4, kv_heads=2, micro_batches=2, shard_optimizer="gradients", recompute="full", train=BFLOAT16
     ),
     "deep stages": recipe_of(**DEEP, dp=2, pp=4, micro_batches=4),
+    "wide summed in compute": recipe_of(
+        **WIDE, **SEQUENCE, dp=2, **IN_COMPUTE, recompute="full", recompute_layers=2, train=BFLOAT16
+    ),
+    "deep tied summed in compute": recipe_of(
+        **DEEP, **TIED, **IN_COMPUTE, cp=2, tp=2, sequences=1, recompute="selective", train=BFLOAT16
+    ),
+    "wide tied": recipe_of(**WIDE, **TIED, dp=2, tp=2, shard_optimizer="parameters", micro_batches=2, train=BFLOAT16),
 }
 """Compiled for the first and the last rank, to see what they say to the others."""
 

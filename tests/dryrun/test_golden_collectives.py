@@ -15,8 +15,11 @@ from mindmodel.dryrun.graph import TensorType
 from mindmodel.dryrun.rank import Rank
 from mindmodel.fleet.collectives import CollectiveTotal, collectives_of
 
-SIZES = ["wide gradients", "deep everything", "wide parameters", "deep tied", "wide copied heads", "deep stages"]
-VOCAB_SIZE = 64
+SIZES = [
+    "wide gradients", "deep everything", "wide parameters", "deep tied", "wide copied heads", "deep stages",
+    "wide summed in compute", "deep tied summed in compute", "wide tied",
+]
+SEQ_LEN = 16
 WITHOUT_ALL_TO_ALL = {"AllReduce", "AllGather", "ReduceScatter", "Send", "Receive"}
 
 
@@ -80,18 +83,23 @@ def test_no_layout_moves_tensors_from_all_to_all(partition):
     assert {call.kind for call in partition.execution.log} <= WITHOUT_ALL_TO_ALL
 
 
-IN_FLOAT32 = ("MicroStep", "embedding-EmbeddingAscend", "totals", "head_loss")
-"""Gradients, what is gathered from the table, sums over the model, and the loss: parts of scopes."""
+def is_exact(call):
+    """Whether it adds up gradients of weights, squares of them, or one number a token for the loss."""
+    return "MicroStep" in call.scope or call.kind == "AllReduce"
 
 
 @pytest.mark.parametrize("layout", ["wide parameters"])
-def test_bfloat16_is_on_the_wire_but_for_gradients_the_embedding_and_the_loss(partition):
+def test_bfloat16_is_on_the_wire_but_for_gradients_and_rows_of_the_loss(partition):
     calls = log_of(partition.ranks[0], partition.mesh.num_devices)
-    products = [call for call in calls if "linear-" in call.scope and "MicroStep" not in call.scope]
-    exact = [call for call in calls if call not in products and any(word in call.scope for word in IN_FLOAT32)]
-    weights = [call for call in calls if call not in products and call not in exact]
-    assert {call.dtype for call in products} == {"bfloat16"}
-    assert {call.dtype for call in exact} == {"float32"}
-    assert {call.kind for call in weights} == {"AllGather"}
-    tables = [call.shape for call in weights if call.dtype == "float32"]
-    assert tables == [(VOCAB_SIZE // 4, 64)] * partition.recipe.parallel.micro_batches
+    assert {call.dtype for call in calls if is_exact(call)} == {"float32"}
+    assert {call.dtype for call in calls if not is_exact(call)} == {"bfloat16"}
+    tokens = partition.recipe.sequences_per_rank * SEQ_LEN // partition.recipe.parallel.micro_batches
+    assert max(call.num_bytes for call in calls if call.kind == "AllReduce") == 4 * tokens
+
+
+@pytest.mark.parametrize("layout", ["wide summed in compute"])
+def test_gradients_of_matrices_too_where_a_recipe_says_so(partition):
+    calls = log_of(partition.ranks[0], partition.mesh.num_devices)
+    scattered = [call for call in calls if call.kind == "ReduceScatter"]
+    assert {call.dtype for call in scattered if "norm" in call.scope} == {"float32"}
+    assert {call.dtype for call in scattered if "norm" not in call.scope} == {"bfloat16"}

@@ -9,7 +9,9 @@ import pytest
 from mindmodel.dryrun.compile import compiled
 from mindmodel.dryrun.jobs import Job
 from mindmodel.dryrun.report import report_of
+from mindmodel.fleet import rank_sizes
 from mindmodel.fleet.memory import KINDS, MASK_BYTES, estimate_memory
+from mindmodel.parallel import local_layers
 from mindmodel.recipe.load import recipe_from_dict
 from mindmodel.recipe.rules import with_defaults
 
@@ -44,17 +46,31 @@ def test_7b_over_two_times_four_ranks_as_calculated_by_hand():
     assert estimate.weights == 4 * own + 2 * (products + vocab * h) // 4
     per_layer = 2 * tokens * (4 * h + 4 * h // 4 + 3 * f // 4) + 64 * tokens * 32 // 4
     assert estimate.activations == 32 * per_layer + 2 * tokens * 2 * h
-    assert estimate.logits == 4 * 4 * tokens * vocab // 4
+    assert estimate.logits == 2 * tokens * vocab // 4
     assert estimate.other == MASK_BYTES + 2 * 2 * tokens * 128 + 2 * 4 * 2 * tokens
-    assert estimate.gradients == 0
+    assert estimate.gradients == (2 + 4) * vocab * h // 4
     assert estimate.total == sum(estimate.by_kind.values())
+
+
+def test_norms_and_swiglu_of_7b_are_not_kept_and_sums_in_bfloat16_are_half_as_large():
+    keys = {"shard_optimizer": "states", "reduce_dtype": "compute", "recompute": "selective"}
+    estimate = estimate_memory(recipe_of(LLAMA_7B, dp=2, tp=4, sequence_parallel=True, **keys))
+    h, f, vocab, tokens = 4096, 11008, 32000, 4096
+    per_layer = 2 * (2 * h * tokens // 4 + tokens * (4 * h // 4 + 2 * f // 4)) + 64 * tokens * 32 // 4
+    assert estimate.activations == 32 * per_layer + 2 * h * (tokens // 4 + tokens)
+    assert estimate.logits == 2 * tokens * vocab // 4
+    assert estimate.gradients == 2 * (vocab * h // 4 + vocab * h // 8)
+
+
+def test_as_many_slices_of_logits_are_reckoned_with_as_there_are():
+    assert rank_sizes.MOST_SLICES == local_layers.MOST_SLICES
 
 
 def test_micro_batches_cost_accumulators_and_gathered_embedding_but_not_more_activations():
     one, four = (estimate_memory(small(dp=2, tp=2, shard_optimizer="states", micro_batches=n)) for n in (1, 4))
     whole = (2 * 6144 * 640 + 3 * (640 * (16 * 80 + 640) + 3 * 1792 * 640)) // 2 + 7 * 640
-    assert (one.gradients, four.gradients) == (0, 4 * whole)
-    assert four.weights - one.weights == 4 * 6144 * 640 // 2
+    assert (one.gradients, four.gradients) == ((2 + 4) * 6144 * 640 // 2, 4 * whole)
+    assert four.weights - one.weights == 2 * 6144 * 640 // 2
     assert four.activations == one.activations
 
 
@@ -62,7 +78,8 @@ def test_slices_of_gradients_are_accumulated_where_they_are_split_too():
     whole, slices = (
         estimate_memory(small(dp=4, micro_batches=2, shard_optimizer=level)) for level in ("states", "gradients")
     )
-    assert slices.gradients == pytest.approx(whole.gradients / 4, rel=1e-3)
+    head = (2 + 4) * 6144 * 640  # as computed, and in float32 to be summed over ranks
+    assert slices.gradients == pytest.approx(whole.gradients / 4 + head, rel=1e-3)
 
 
 def test_earlier_stages_hold_more_micro_batches_and_only_the_last_the_logits():
@@ -82,13 +99,11 @@ def test_interleaving_holds_more_and_recompute_less():
     assert activations == sorted(activations)
 
 
-def test_selective_recompute_saves_nothing_but_statistics_with_micro_batches():
-    """MindSpore computes again at once: found by its own record of memory, and followed here."""
-    kept, again = (
-        estimate_memory(small(dp=2, micro_batches=2, recompute=recompute)).activations
-        for recompute in ("none", "selective")
-    )
-    assert kept - again == 3 * 64 * 768 * 8
+def test_selective_recompute_saves_what_norms_and_swiglu_give_with_micro_batches_too():
+    for micro_batches in (1, 2):
+        keys = {"dp": 2, "shard_optimizer": "states", "micro_batches": micro_batches}
+        kept, again = (estimate_memory(small(**keys, recompute=how)).activations for how in ("none", "selective"))
+        assert kept - again == 2 * 3 * 768 * (2 * 640 + 1792)
 
 
 def test_what_is_recomputed_in_some_layers_lies_between():
@@ -103,15 +118,18 @@ def test_the_last_stage_has_a_copy_of_a_tied_embedding():
         for value in (True, False)
     )
     assert tied.optimizer == apart.optimizer
-    assert tied.weights - apart.weights == 4 * 6144 * 640 // 2
+    assert tied.weights - apart.weights == 2 * 6144 * 640 // 2
 
 
 QWEN3 = {"family": "qwen3", "tied_embeddings": True, "num_layers": 2}
 SHARDED = {"dp": 2, "tp": 2, "shard_optimizer": "states"}
 PIPELINE = {**SHARDED, "pp": 2, "micro_batches": 3, "sequence_parallel": True}
+SUMMED = {**SHARDED, "reduce_dtype": "compute"}
 TWO = {"num_layers": 2}
 
 LAYOUTS = {
+    "one device": (small(model=TWO), 0),
+    "one device, accumulated": (small(model=TWO, micro_batches=2, recompute="selective"), 0),
     "dp": (small(model=TWO, dp=2), 0),
     "tp, two sequences": (small(model=TWO, tp=4, sequences=2), 0),
     "states": (small(**SHARDED), 0),
@@ -122,6 +140,16 @@ LAYOUTS = {
     "recompute full": (small(model=TWO, **SHARDED, recompute="full"), 0),
     "recompute selective, accumulated": (small(model=TWO, **SHARDED, recompute="selective", micro_batches=2), 0),
     "recompute selective": (small(model=TWO, **SHARDED, recompute="selective"), 0),
+    "sequence parallel, recompute selective": (
+        small(model=TWO, **SHARDED, sequence_parallel=True, recompute="selective"), 0
+    ),
+    "pipeline, recompute selective": (small(**PIPELINE, recompute="selective"), 0),
+    "pipeline, recompute full": (small(**PIPELINE, recompute="full"), 0),
+    "summed in compute": (small(**SUMMED), 0),
+    "summed in compute, recompute selective": (
+        small(model=TWO, **SUMMED, sequence_parallel=True, recompute="selective"), 0
+    ),
+    "summed in compute, recompute full": (small(model=TWO, **SUMMED, sequence_parallel=True, recompute="full"), 0),
     "pipeline, first stage": (small(**PIPELINE), 0),
     "pipeline, last stage": (small(**PIPELINE), 4),
     "copied heads": (small(model={**TWO, "num_kv_heads": 2}, **{**SHARDED, "tp": 4}), 0),
