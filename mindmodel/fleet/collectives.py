@@ -90,7 +90,7 @@ def _of_a_micro_batch(sizes: RankSizes) -> Iterator[_Call]:
 
 
 def _embedding(sizes: RankSizes) -> Iterator[_Call]:
-    """EmbeddingOverTp sums rows over tp; transposed in the backward pass."""
+    """EmbeddingOverRanks sums rows over tp; transposed in the backward pass."""
     dtype, stream = sizes.recipe.train.compute_dtype, sizes.tokens * sizes.recipe.model.hidden_size
     if sizes.recipe.parallel.sequence_parallel:
         yield _Call("ReduceScatter", ("tp",), dtype, 1, stream)
@@ -132,7 +132,7 @@ def _copied_heads(sizes: RankSizes) -> Iterator[_Call]:
 
 
 def _head_and_loss(sizes: RankSizes) -> Iterator[_Call]:
-    """LogitsOverTp: tokens gathered in either pass as those of other columns; for each slice the largest, the sum of
+    """LogitsInSlices: tokens gathered in either pass as those of other columns; for each slice the largest, the sum of
     exponentials and the label's logit; two gradients. SumExt of the loss, and of the z-loss, over all tokens:
     transposed where micro-batches add up. A later stage is fed its labels as they are cut by sequence, and the loss
     wants them whole.
@@ -197,7 +197,7 @@ def _scatters(sizes: RankSizes, name: str) -> int:
 def _gathers(sizes: RankSizes, name: str, held: Held) -> int:
     """Of the weights of a name in a step: once, and where they are sharded too in each forward and backward pass.
 
-    LogitsOverTp keeps the head's weight from one to the other, and the table's gradient does not need the table.
+    LogitsInSlices keeps the head's weight from one to the other, and the table's gradient does not need the table.
     WeightOverDp gathers again what is computed again.
     """
     parallel = sizes.recipe.parallel

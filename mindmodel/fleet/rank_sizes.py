@@ -11,11 +11,8 @@ from typing import Mapping
 from mindmodel.models.family import parameter_shapes
 from mindmodel.parallel.mesh import Mesh, Shape, local_shape, mesh_of, stage_of
 from mindmodel.parallel.plan import Plan, sharded_axes
-from mindmodel.parallel.plans.decoder import decoder_plan, kv_copies, layer_places
+from mindmodel.parallel.plans.decoder import decoder_plan, kv_copies, layer_places, most_logit_slices
 from mindmodel.recipe.schema import Recipe
-
-MOST_SLICES = 8
-"""As in mindmodel/parallel/local_layers.py, which loads MindSpore."""
 
 OUTSIDE = ("embedding.weight", "norm.weight", "head.weight")
 """Parameters that stand in no layer."""
@@ -120,7 +117,7 @@ class RankSizes:
     @property
     def loss_slices(self) -> int:
         """In which tokens have their logits in float32, one after the other."""
-        return math.gcd(self.tokens, MOST_SLICES)
+        return math.gcd(self.tokens, most_logit_slices(self.recipe.parallel))
 
     @property
     def has_own_embedding(self) -> bool:
@@ -138,7 +135,7 @@ class RankSizes:
 
     @property
     def keeps_logits(self) -> bool:
-        """Whether LogitsOverTp keeps them for the backward pass."""
+        """Whether LogitsInSlices keeps them for the backward pass."""
         return self.recipe.parallel.recompute == "none"
 
     @property

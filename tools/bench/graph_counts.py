@@ -12,6 +12,8 @@ from mindmodel.parallel.mesh import Mesh
 
 NETWORK = ("Gradients/", "/network-DecoderLoss/", "/network-Pipeline/", "/_backbone-")
 """In the names of nodes of the forward and backward pass, ours and MindFormers'."""
+OUR_STEPS = ("/network-RankStep/", "/network-AccumulatingStep/")
+"""In the names of nodes of mindmodel's step."""
 ACCUMULATE = "Default/AssignAdd-"
 """Begins the names of nodes that sum the gradients of micro-batches."""
 
@@ -44,7 +46,8 @@ class Counts:
 def read_counts(folder: Path, rank: int, mesh: Mesh, peak_bytes: int, compile_cpu_s: float) -> Counts:
     """From the folder that MindSpore left for a rank."""
     nodes = [node for _, node in read_launches(folder / KERNELS_PATH)]
-    in_network = sum(map(is_of_network, nodes))
+    ours = any(step in node for node in nodes for step in OUR_STEPS)
+    in_network = sum(is_of_network(node, ours) for node in nodes)
     return Counts(
         peak_bytes=peak_bytes,
         wire_bytes=wire_bytes(read_collectives(folder / COLLECTIVES_PATH, rank, mesh)),
@@ -55,9 +58,15 @@ def read_counts(folder: Path, rank: int, mesh: Mesh, peak_bytes: int, compile_cp
     )
 
 
-def is_of_network(node: str) -> bool:
-    """Whether a node belongs to the forward or backward pass, by its name."""
-    return node.startswith(ACCUMULATE) or any(part in node for part in NETWORK)
+def is_of_network(node: str, ours: bool) -> bool:
+    """Whether a node belongs to the forward or backward pass, by its name.
+
+    Args:
+        ours: whether the step is mindmodel's, whose update stands in Cells: outside of any are casts of weights and the
+            backward functions of layers with collectives of their own.
+    """
+    bare = node.count("/") == 1 if ours else node.startswith(ACCUMULATE)
+    return bare or any(part in node for part in NETWORK)
 
 
 def wire_bytes(collectives: tuple[Collective, ...]) -> float:
