@@ -9,9 +9,7 @@ import pytest
 from mindmodel.dryrun.compile import compiled
 from mindmodel.dryrun.jobs import Job
 from mindmodel.dryrun.report import report_of
-from mindmodel.fleet import rank_sizes
 from mindmodel.fleet.memory import KINDS, MASK_BYTES, estimate_memory
-from mindmodel.parallel import local_layers
 from mindmodel.recipe.load import recipe_from_dict
 from mindmodel.recipe.rules import with_defaults
 
@@ -60,10 +58,6 @@ def test_norms_and_swiglu_of_7b_are_not_kept_and_sums_in_bfloat16_are_half_as_la
     assert estimate.activations == 32 * per_layer + 2 * h * (tokens // 4 + tokens)
     assert estimate.logits == 2 * tokens * vocab // 4
     assert estimate.gradients == 2 * (vocab * h // 4 + vocab * h // 8)
-
-
-def test_as_many_slices_of_logits_are_reckoned_with_as_there_are():
-    assert rank_sizes.MOST_SLICES == local_layers.MOST_SLICES
 
 
 def test_micro_batches_cost_accumulators_and_gathered_embedding_but_not_more_activations():
