@@ -11,7 +11,13 @@ from typing import Mapping
 from mindmodel.models.family import parameter_shapes
 from mindmodel.parallel.mesh import Mesh, Shape, local_shape, mesh_of, stage_of
 from mindmodel.parallel.plan import Plan, sharded_axes
-from mindmodel.parallel.plans.decoder import decoder_plan, kv_copies, layer_places, most_logit_slices
+from mindmodel.parallel.plans.decoder import (
+    decoder_plan,
+    kv_copies,
+    layer_places,
+    most_logit_slices,
+    sums_in_compute_dtype,
+)
 from mindmodel.recipe.schema import Recipe
 
 OUTSIDE = ("embedding.weight", "norm.weight", "head.weight")
@@ -141,7 +147,7 @@ class RankSizes:
     @property
     def sums_in_compute(self) -> bool:
         """Whether WeightOverDp gathers matrices and scatters their gradients."""
-        return self.recipe.parallel.reduce_dtype == "compute"
+        return sums_in_compute_dtype(self.recipe.parallel)
 
     @property
     def kv_copies(self) -> int:
