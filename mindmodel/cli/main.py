@@ -16,6 +16,7 @@ VERBS = {
     "train": "train a model from a recipe; continues when its run folder holds a run",
     "launch": "the same training on many processes and nodes through msrun",
     "dryrun": "compile a layout for N simulated Ascend devices: memory, collectives, kernels, proof",
+    "debug": "what the compiler made of a training step, and which operators have no kernel",
     "recipe": "show a recipe resolved, with its parameters, tokens, memory and disk",
     "generate": "sample text from a run",
     "eval": "loss and perplexity of a run on held-out tokens or a text",
