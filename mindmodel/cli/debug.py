@@ -44,7 +44,7 @@ SHOWN = 10
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The subcommands and their arguments."""
-    subparsers = parser.add_subparsers(dest="what", metavar="graph", required=True)
+    subparsers = parser.add_subparsers(dest="subcommand", metavar="graph", required=True)
     graph = subparsers.add_parser("graph", help="what the compiler made of a training step")
     add_recipe_arguments(graph)
     graph.add_argument("--device", choices=("cpu", "ascend"), default="cpu", help="ascend is simulated; default cpu")

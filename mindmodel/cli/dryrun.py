@@ -11,7 +11,6 @@ exit code: 0 it fits, or the proof holds; 1 it does not; 2 the layout cannot be 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
 from pathlib import Path

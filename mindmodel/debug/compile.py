@@ -20,9 +20,9 @@ from mindmodel.errors import GraphError
 from mindmodel.parallel.graph_cache import COMPILE_LOG, GraphCache
 from mindmodel.recipe.schema import Recipe
 
-STAGES = {"type_inference": "1_parsed", "validate": "2_optimized", "graph_build": "3_kernels"}
+STAGES = {"type_inference": "1_parsed", "backend_pass": "2_optimized", "graph_build": "3_kernels"}
 """MindSpore's name and ours: before automatic differentiation, before the device has a say, and with its kernels."""
-OPTIMIZED = STAGES["validate"]
+OPTIMIZED = STAGES["backend_pass"]
 TOTAL, PHASE = re.compile(r"TotalTime = ([\d.e-]+)"), re.compile(r"\[([\w-]+)\]: ([\d.e-]+)")
 
 
@@ -180,5 +180,5 @@ def _read_stages(folder: Path) -> dict[str, str]:
 
 
 def _sources(folder: Path) -> dict[str, Source]:
-    path = _files(folder).get("validate")
+    path = _files(folder).get("backend_pass")
     return read_sources(path) if path else {}

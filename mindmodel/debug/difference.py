@@ -9,7 +9,7 @@ from mindmodel.debug.summary import GraphSummary
 
 
 def changes(old: GraphSummary, new: GraphSummary) -> list[str]:
-    """A line for each difference, nodes first; none if the graphs are alike. Lines of Python and seconds do not count."""
+    """A line for each difference, nodes first; none if the graphs are alike but for seconds and lines of Python."""
     lines = [f"nodes {old.num_nodes} -> {new.num_nodes}"] if old.num_nodes != new.num_nodes else []
     for title, table in TABLES.items():
         before, after = table(old), table(new)

@@ -113,7 +113,7 @@ class _Trial:
             return " ".join(_dtype_name(tensor) for part in node.attribute for tensor in part.tensors)
         if self.operator(node) == "MakeTuple":
             return f"({' '.join(dict.fromkeys(map(self._dtypes, node.input)))})"
-        return " ".join(_dtype_name(tensor) for part in node.attribute if part.name == "shape" for tensor in part.tensors)
+        return " ".join(map(_dtype_name, _result(node)))
 
     def _alone(self, node: Any) -> Any:
         """A model of this node; tensors that others compute are inputs."""
@@ -126,9 +126,7 @@ class _Trial:
             self._supply(key, model)
         self._copy(node, model)
         output = model.graph.output.add(name=node.output[0])
-        for part in node.attribute:
-            if part.name == "shape":
-                output.tensor.extend(part.tensors)
+        output.tensor.extend(_result(node))
         return model
 
     def _copy(self, node: Any, model: Any) -> None:
@@ -163,8 +161,12 @@ class _Trial:
             monad = model.graph.node.add(op_type="Constant", name=key, output=[key]).attribute.add(name="value")
             monad.type = monad.AttributeType.Value("UMONAD")
         else:
-            value = model.graph.input.add(name=key)
-            value.tensor.extend(t for part in node.attribute if part.name == "shape" for t in part.tensors)
+            model.graph.input.add(name=key).tensor.extend(_result(node))
+
+
+def _result(node: Any) -> list[Any]:
+    """Types of the tensors that a node gives."""
+    return [tensor for part in node.attribute if part.name == "shape" for tensor in part.tensors]
 
 
 def _dtype_name(tensor: Any) -> str:

@@ -175,7 +175,7 @@ def read_summary(path: Path) -> GraphSummary:
     """
     content = read_json(path, GraphError)
     if content.pop("format", None) != FORMAT:
-        raise GraphError(f"{path}: is no summary of a graph. Save one with `mindmodel debug graph RECIPE --out FOLDER`.")
+        raise GraphError(f"{path}: is no summary of a graph. `mindmodel debug graph RECIPE --out FOLDER` makes one.")
     try:
         for name, row in ROWS.items():
             if content[name] is not None:
@@ -372,5 +372,3 @@ def _in_order(part: str) -> tuple[int, int]:
 
 def _largest_first(rows: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(sorted(rows, key=lambda row: -row.num_bytes))
-
-
