@@ -21,7 +21,7 @@ def line_of(text: str) -> str:
 
 
 @pytest.fixture
-def compile_network(runtime):
+def compile_network(runtime, without_fusion):
     """Function: compile a Cell that is called with one matrix."""
     import mindspore as ms
 
@@ -105,10 +105,10 @@ def test_a_kernel_for_other_dtypes_only_is_none(compile_network, runtime):
 
 def test_a_clean_step_gives_no_alarm(small_recipe, runtime):
     from mindmodel.debug.compile import compile_on_cpu
-    from mindmodel.recipe.rules import with_defaults
+    from mindmodel.recipe.rules import resolve_degrees, with_defaults
     from mindmodel.train.build import build
 
-    recipe = with_defaults(small_recipe)
+    recipe = resolve_degrees(with_defaults(small_recipe), 1)
     built = build(recipe)
     step = compile_on_cpu(built.whole, built.example(recipe), runtime.cache)
     summary = step.summary(recipe.name, "cpu")
