@@ -24,6 +24,8 @@ from mindmodel.dryrun.mindir import DTYPES, model_class
 
 REFERENCE = "REF::"
 """Before the key of a primitive."""
+BUNDLE = "MakeTuple:of a trial"
+"""Key of a primitive that the trials add."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,10 +98,11 @@ class _Trial:
     def of(self, operator: str, types: str, nodes: Sequence[Any]) -> _Use:
         """Compile the first of some nodes alike."""
         model = self._alone(nodes[0])
+        inputs = [_zeros(tensor) for value in model.graph.input for tensor in value.tensor]
         with tempfile.TemporaryDirectory(prefix="mindmodel-operator-") as folder:
             path = Path(folder, "operator.mindir")
             path.write_bytes(model.SerializeToString())
-            refusal = _refusal(path, [_zeros(value.tensor[0]) for value in model.graph.input])
+            refusal = _refusal(path, inputs)
         return _Use(operator=operator, types=types, nodes=nodes, refusal=refusal)
 
     def _dtypes(self, key: str) -> str:
@@ -160,8 +163,20 @@ class _Trial:
         elif operator == "UpdateState":
             monad = model.graph.node.add(op_type="Constant", name=key, output=[key]).attribute.add(name="value")
             monad.type = monad.AttributeType.Value("UMONAD")
+        elif parts := [part for attribute in node.attribute if attribute.name == "shape" for part in attribute.values]:
+            self._supply_tuple(node, parts, model)
         else:
             model.graph.input.add(name=key).tensor.extend(_result(node))
+
+    def _supply_tuple(self, node: Any, parts: Sequence[Any], model: Any) -> None:
+        """The result of an operator that gives several tensors, made of as many inputs."""
+        bundle = model.graph.node.add(op_type=f"{REFERENCE}{BUNDLE}", name=node.name, output=node.output)
+        bundle.attribute.extend(attribute for attribute in node.attribute if attribute.name == "shape")
+        for number, part in enumerate(parts):
+            model.graph.input.add(name=f"{node.output[0]}.{number}").tensor.extend(part.tensors)
+            bundle.input.append(f"{node.output[0]}.{number}")
+        if BUNDLE not in {known.name for known in model.primitives}:
+            model.primitives.add(name=BUNDLE, op_type="MakeTuple")
 
 
 def _result(node: Any) -> list[Any]:
@@ -184,7 +199,10 @@ def _zeros(tensor: Any) -> Tensor:
 
 def _refusal(path: Path, inputs: Sequence[Tensor]) -> Optional[str]:
     """Why MindSpore finds no kernel for the graph in a file; None if it does."""
-    cell = nn.GraphCell(ms.load(str(path)))
+    try:
+        cell = nn.GraphCell(ms.load(str(path)))
+    except (RuntimeError, TypeError, ValueError) as error:
+        return f"could not be tried alone: {reason(error)}"
     try:
         _cell_graph_executor.compile(cell, *inputs, phase="train", do_convert=False)
     except (RuntimeError, TypeError, ValueError) as error:

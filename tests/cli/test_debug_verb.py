@@ -165,7 +165,8 @@ def test_a_cluster_s_recipe_is_pointed_to_single(path, compiler, capsys):
 
 
 def test_a_recipe_is_compiled_and_its_graph_saved(command):
-    done = command("debug", "graph", "recipe.yaml", "runtime.cpu_kernels=graph", "--json", "--out", "saved")
+    keys = "runtime.cpu_kernels=graph", "train.compute_dtype=bfloat16"
+    done = command("debug", "graph", "recipe.yaml", *keys, "--json", "--out", "saved")
     assert done.returncode == 0, done.stderr
     printed = json.loads(done.stdout)
     assert printed["missing"] == [] and printed["kinds"]["MatMul"] > 5 and printed["compile_s"]["total"] > 0

@@ -35,6 +35,21 @@ def compile_network(runtime, without_fusion):
 
 
 @pytest.fixture
+def compile_recipe(small_recipe, runtime, without_fusion):
+    """Function: compile the training step of the small recipe."""
+    from mindmodel.debug.compile import compile_on_cpu
+    from mindmodel.recipe.rules import resolve_degrees, with_defaults
+    from mindmodel.train.build import build
+
+    def compile_one():
+        recipe = resolve_degrees(with_defaults(small_recipe), 1)
+        built = build(recipe)
+        return compile_on_cpu(built.whole, built.example(recipe), runtime.cache)
+
+    return compile_one
+
+
+@pytest.fixture
 def blocks(runtime):
     """Function: three layers of a Cell, called one after another."""
     from mindspore import nn
@@ -103,19 +118,37 @@ def test_a_kernel_for_other_dtypes_only_is_none(compile_network, runtime):
     assert found.reason == "Select CPU operator[Softmax] fail! Unsupported data type!"
 
 
-def test_a_clean_step_gives_no_alarm(small_recipe, runtime):
-    from mindmodel.debug.compile import compile_on_cpu
-    from mindmodel.recipe.rules import resolve_degrees, with_defaults
-    from mindmodel.train.build import build
-
-    recipe = resolve_degrees(with_defaults(small_recipe), 1)
-    built = build(recipe)
-    step = compile_on_cpu(built.whole, built.example(recipe), runtime.cache)
-    summary = step.summary(recipe.name, "cpu")
+def test_a_clean_step_gives_no_alarm(compile_recipe):
+    step = compile_recipe()
+    summary = step.summary("demo", "cpu")
     assert summary.missing == () and summary.duplicates == () and summary.frozen == ()
     assert summary.layers["layers.0"][0] > 10 and summary.kinds["MatMul"] > 5
     assert all("mindmodel/layers/" in step.stages[name] for name in ("1_parsed", "2_optimized", "3_kernels"))
     assert any(row.where.startswith("mindmodel/layers/cpu.py:") for row in summary.tensors)
+
+
+def test_a_whole_step_with_the_kernels_of_ascend_lists_them_and_nothing_else(compile_recipe, kernels_of):
+    kernels_of("Ascend")
+    found = {one.operator: one for one in compile_recipe().missing}
+    forward = {"RmsNorm", "RotaryPositionEmbedding", "FlashAttentionScore", "Swiglu"}
+    assert set(found) == forward | {"RmsNormGrad", "RotaryPositionEmbeddingGrad", "FlashAttentionScoreGrad", "SwigluGrad"}
+    assert all(where.startswith("mindmodel/layers/") for name in forward for where in found[name].where)
+    assert all(found[name].where for name in found)
+
+
+def test_results_of_several_tensors_are_operands_of_the_operators_that_are_tried(compile_network, runtime):
+    import mindspore as ms
+    from mindspore import nn, ops
+
+    class Halves(nn.Cell):
+        def __init__(self):
+            super().__init__()
+            self.gamma = ms.Parameter(np.ones(SIZE, np.float32), name="gamma")
+
+        def construct(self, x):
+            return ops.rms_norm(ops.concat(ops.split(x, SIZE // 2)), self.gamma)[0]
+
+    assert [one.operator for one in compile_network(Halves()).missing] == ["RmsNorm"]
 
 
 def test_a_mask_of_each_layer_is_seen(compile_network, blocks):
