@@ -22,7 +22,6 @@ from mindmodel.recipe.schema import Recipe
 
 STAGES = {"type_inference": "1_parsed", "backend_pass": "2_optimized", "graph_build": "3_kernels"}
 """MindSpore's name and ours: before automatic differentiation, before the device has a say, and with its kernels."""
-OPTIMIZED = STAGES["backend_pass"]
 TOTAL, PHASE = re.compile(r"TotalTime = ([\d.e-]+)"), re.compile(r"\[([\w-]+)\]: ([\d.e-]+)")
 
 

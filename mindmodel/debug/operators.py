@@ -116,7 +116,8 @@ class _Trial:
             return " ".join(_dtype_name(tensor) for part in node.attribute for tensor in part.tensors)
         if self.operator(node) == "MakeTuple":
             return f"({' '.join(dict.fromkeys(map(self._dtypes, node.input)))})"
-        return " ".join(map(_dtype_name, _result(node)))
+        parts = [tensor for part in _tuple_parts(node) for tensor in part.tensors]
+        return " ".join(dict.fromkeys(map(_dtype_name, parts or _result(node))))
 
     def _alone(self, node: Any) -> Any:
         """A model of this node; tensors that others compute are inputs."""
@@ -163,7 +164,7 @@ class _Trial:
         elif operator == "UpdateState":
             monad = model.graph.node.add(op_type="Constant", name=key, output=[key]).attribute.add(name="value")
             monad.type = monad.AttributeType.Value("UMONAD")
-        elif parts := [part for attribute in node.attribute if attribute.name == "shape" for part in attribute.values]:
+        elif parts := _tuple_parts(node):
             self._supply_tuple(node, parts, model)
         else:
             model.graph.input.add(name=key).tensor.extend(_result(node))
@@ -182,6 +183,11 @@ class _Trial:
 def _result(node: Any) -> list[Any]:
     """Types of the tensors that a node gives."""
     return [tensor for part in node.attribute if part.name == "shape" for tensor in part.tensors]
+
+
+def _tuple_parts(node: Any) -> list[Any]:
+    """Types in the tuple that a node gives, if it gives one."""
+    return [part for attribute in node.attribute if attribute.name == "shape" for part in attribute.values]
 
 
 def _dtype_name(tensor: Any) -> str:

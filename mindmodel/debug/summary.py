@@ -276,10 +276,14 @@ class _Reader:
         """Of the parameters."""
         return {parameter.key: parameter.name for parameter in self.graph.parameters}
 
+    def place(self, node: Node) -> str:
+        """The Cell of a node; of a cast, of what is cast."""
+        return self.origin(node) if self.kind(node) == "Cast" else place_of(node.scope)
+
     def layers(self) -> dict[str, tuple[int, int]]:
         counts: dict[str, list[int]] = {}
         for node in self.nodes:
-            counts.setdefault(_part_of(place_of(node.scope)), [0, 0])[node.scope.startswith(GRADIENTS)] += 1
+            counts.setdefault(_part_of(self.place(node)), [0, 0])[node.scope.startswith(GRADIENTS)] += 1
         return {part: (own, made) for part, (own, made) in sorted(counts.items(), key=lambda item: _in_order(item[0]))}
 
     def parameters(self) -> tuple[ParameterGroup, ...]:
@@ -323,7 +327,7 @@ class _Reader:
                 type=str(node.type),
                 num_bytes=num_bytes_of(node.type),
                 kind=self.kind(node),
-                place=place_of(node.scope),
+                place=self.place(node),
                 where=self.where(node),
             )
             for node in self.nodes
