@@ -29,6 +29,10 @@ class LaunchError(MindModelError):
     """Processes that cannot be started or cannot meet: nodes, ports, devices, programs."""
 
 
+class GraphError(MindModelError):
+    """A network that MindSpore does not compile, or a saved graph that cannot be read."""
+
+
 class TrainingError(Exception):
     """A run that failed while it ran, such as a loss that is not finite; the command line exits with 3."""
 

@@ -67,6 +67,11 @@ class RunFolder:
         return self.path / LIVE_NAME
 
     @property
+    def graph(self) -> Path:
+        """Folder of a compiled training step: its summary and its readable stages."""
+        return self.path / "graph"
+
+    @property
     def huggingface(self) -> Path:
         """Folder of the original config.json and generation_config.json of an imported model."""
         return self.path / "huggingface"

@@ -26,7 +26,7 @@ from mindmodel.errors import CheckpointError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The four subcommands and their arguments."""
-    subparsers = parser.add_subparsers(dest="question", metavar="inspect | verify | diff | export", required=True)
+    subparsers = parser.add_subparsers(dest="subcommand", metavar="inspect | verify | diff | export", required=True)
     inspect = subparsers.add_parser("inspect", help="position, layout, files, and every tensor with its slices")
     inspect.add_argument("--json", action="store_true", help="one JSON object, every slice with its checksum")
     verify = subparsers.add_parser("verify", help="compare every checksum; exit code 1 if something is damaged")
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Answer one question; every answer goes to standard output."""
-    return {"inspect": _inspect, "verify": _verify, "diff": _diff, "export": _export}[args.question](args)
+    return {"inspect": _inspect, "verify": _verify, "diff": _diff, "export": _export}[args.subcommand](args)
 
 
 def _inspect(args: argparse.Namespace) -> int:

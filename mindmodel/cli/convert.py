@@ -21,7 +21,7 @@ from mindmodel.convert.rules import WEIGHT_DTYPES
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The three subcommands and their arguments."""
-    subparsers = parser.add_subparsers(dest="direction", metavar="to-hf | from-hf | check", required=True)
+    subparsers = parser.add_subparsers(dest="subcommand", metavar="to-hf | from-hf | check", required=True)
     export = subparsers.add_parser("to-hf", help="write a run's weights as a Hugging Face folder")
     export.add_argument("source", metavar="RUN", type=Path, help="run or checkpoint folder")
     export.add_argument("target", metavar="OUT", type=Path, help="new or empty folder")
@@ -37,9 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert or compare, and print what was written or what differs."""
-    if args.direction == "check":
+    if args.subcommand == "check":
         return _check(args.source, args.target)
-    if args.direction == "to-hf":
+    if args.subcommand == "to-hf":
         _report(to_hf(args.source, args.target, args.dtype))
     else:
         _report(from_hf(args.source, args.target))

@@ -11,7 +11,6 @@ exit code: 0 it fits, or the proof holds; 1 it does not; 2 the layout cannot be 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -19,20 +18,19 @@ from typing import Callable, Iterator, Optional, Sequence
 
 from mindmodel.checkpoint.run_folder import LIVE_NAME, RunFolder
 from mindmodel.cli.arguments import at_least
-from mindmodel.cli.recipe import filling, quantity
+from mindmodel.cli.recipe import filling, quantity, with_vocabulary
 from mindmodel.dryrun.live_page import page_of
 from mindmodel.dryrun.live_text import live_lines
 from mindmodel.dryrun.prove import NUM_STEPS, TOLERANCE, Proof, jobs_of, prove, reference
 from mindmodel.dryrun.report import RankReport
 from mindmodel.dryrun.run import chosen_ranks, dry_run, jobs_at_once
-from mindmodel.errors import RecipeError
 from mindmodel.files import write_text_safely
 from mindmodel.fleet.chips import DEFAULT_CHIP, Chip, find_chip
 from mindmodel.fleet.layouts import fitting_layouts
 from mindmodel.fleet.memory import KINDS, estimate_memory
 from mindmodel.machine import memory, usable_cores
 from mindmodel.parallel.mesh import mesh_of
-from mindmodel.recipe.estimate import known_vocab_size, parameters
+from mindmodel.recipe.estimate import parameters
 from mindmodel.recipe.load import load_with_changes
 from mindmodel.recipe.rules import resolve_degrees
 from mindmodel.recipe.schema import AXES, Recipe
@@ -67,8 +65,8 @@ def run(args: argparse.Namespace) -> int:
     recipe, _ = load_with_changes(args.recipe, args.overrides)
     recipe = resolve_degrees(recipe, args.devices)
     if args.prove:
-        return _prove(_with_vocabulary(_small(recipe, terminal)), args, terminal)
-    recipe = _with_vocabulary(recipe)
+        return _prove(with_vocabulary(_small(recipe, terminal)), args, terminal)
+    recipe = with_vocabulary(recipe)
     at_once = jobs_at_once(recipe, args.jobs or usable_cores(), memory())
     ranks = chosen_ranks(mesh_of(recipe.parallel), args.rank)
     if not args.json:
@@ -84,21 +82,6 @@ def run(args: argparse.Namespace) -> int:
             terminal.say("\n".join(_live_lines(reports, page)))
         terminal.say("\n".join(_verdict_lines(recipe, fits, chip)))
     return 0 if fits else 1
-
-
-def _with_vocabulary(recipe: Recipe) -> Recipe:
-    """The recipe with the size of its vocabulary.
-
-    Raises:
-        RecipeError: if only the tokenizer's file knows it.
-    """
-    size = known_vocab_size(recipe)
-    if size is None:
-        raise RecipeError(
-            f"recipe '{recipe.name}', model.vocab_size: left to the tokenizer '{recipe.data.tokenizer}', which a dry "
-            "run does not read. Give model.vocab_size, such as model.vocab_size=32000."
-        )
-    return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, vocab_size=size))
 
 
 def _progress(terminal: Terminal, total: int) -> Callable[[int, str], None]:

@@ -16,6 +16,7 @@ VERBS = {
     "train": "train a model from a recipe; continues when its run folder holds a run",
     "launch": "the same training on many processes and nodes through msrun",
     "dryrun": "compile a layout for N simulated Ascend devices: memory, collectives, kernels, proof",
+    "debug": "what the compiler made of a training step, and which operators have no kernel",
     "recipe": "show a recipe resolved, with its parameters, tokens, memory and disk",
     "generate": "sample text from a run",
     "eval": "loss and perplexity of a run on held-out tokens or a text",
@@ -39,11 +40,15 @@ def parse_arguments(verb: str, arguments: Sequence[str]) -> argparse.Namespace:
         prog=f"mindmodel {verb}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     module.add_arguments(parser)
-    leaves = getattr(parser, "leaves", None)
-    for leaf in leaves or [parser]:
+    leaves = {leaf.prog.rpartition(" ")[2]: leaf for leaf in getattr(parser, "leaves", ())}
+    for leaf in leaves.values() or [parser]:
         leaf.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    # key=value may stand behind an option; argparse can do that only where a verb has no subcommands
-    args = parser.parse_args(arguments) if leaves else parser.parse_intermixed_args(arguments)
+    # key=value may stand behind an option; argparse can do that only where a parser has no subcommands
+    name = arguments[0] if arguments else None
+    if name in leaves:
+        args = leaves[name].parse_intermixed_args(arguments[1:], argparse.Namespace(subcommand=name))
+    else:
+        args = parser.parse_args(arguments) if leaves else parser.parse_intermixed_args(arguments)
     args.run = module.run
     return args
 

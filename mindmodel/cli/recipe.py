@@ -8,6 +8,7 @@ example:  mindmodel recipe recipes/cpu/tiny.yaml train.steps=50
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from typing import Iterator
 
 from mindmodel.cli.arguments import add_recipe_arguments
@@ -36,6 +37,21 @@ def run(args: argparse.Namespace) -> int:
     if changes:
         print("\n".join(["", "changed by --single and --shrink:", *(f"  {change}" for change in changes)]))
     return 0
+
+
+def with_vocabulary(recipe: Recipe) -> Recipe:
+    """The recipe with the size of its vocabulary.
+
+    Raises:
+        RecipeError: if only the tokenizer's file knows it.
+    """
+    size = known_vocab_size(recipe)
+    if size is None:
+        raise RecipeError(
+            f"recipe '{recipe.name}', model.vocab_size: left to the tokenizer '{recipe.data.tokenizer}', which this "
+            "verb does not read. Give model.vocab_size, such as model.vocab_size=32000."
+        )
+    return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, vocab_size=size))
 
 
 def quantity(number: float, base: int = 1000) -> str:

@@ -75,12 +75,16 @@ def _compile(job: Job, folder: Path) -> None:
     os.environ.update(RANK_SIZE=str(job.num_ranks), RANK_ID=str(job.rank))
     import mindspore as ms
     from mindspore.communication import init
+    from mindspore.graph._parse import compile_config
 
+    if not job.weights:
+        compile_config.COMPILE_PROFILE = "1"  # read once
     ms.set_context(mode=ms.GRAPH_MODE, jit_config={"jit_level": "O0"})
     ms.set_device("Ascend")
     ms.set_recursion_limit(20000)
     init()
-    result = _run(job) if job.level else _graph_and_slices(job)
+    work = _run if job.level else _graph_and_slices if job.weights else _graph
+    result = work(job)
     usage = resource.getrusage(resource.RUSAGE_SELF)
     result["seconds"] = time.monotonic() - began
     result["cpu_s"] = usage.ru_utime + usage.ru_stime
@@ -99,20 +103,38 @@ def _inputs(job: Job) -> list[Any]:
 
 def _graph_and_slices(job: Job) -> dict[str, Any]:
     """Write the partitioned graph before any kernel is chosen, and this rank's slices of fresh weights."""
-    from mindspore.common.api import _cell_graph_executor
-
     from mindmodel.models.decoder import initialize
     from mindmodel.train.build import build
 
     recipe = job.recipe
     built = build(recipe, job.rank)
     initialize(built.decoder, recipe.model, recipe.train.seed)
-    key, _ = _cell_graph_executor.compile(built.whole, *_inputs(job), phase="train", do_convert=False)
-    Path(GRAPH_NAME).write_bytes(_cell_graph_executor._get_func_graph_proto(built.whole, key, "mind_ir"))
+    _write_graph(built.whole, job)
     parameters = list(built.step.get_parameters())
     save_file({p.name: np.asarray(p.asnumpy(), order="C") for p in parameters}, SLICES_NAME)
     layouts = built.whole.parameter_layout_dict or {}
     return {"layouts": {name: [list(layout[0]), list(layout[1])] for name, layout in layouts.items()}}
+
+
+def _graph(job: Job) -> dict[str, Any]:
+    """Write the partitioned graph alone, with the seconds of its phases in the log; weights take no memory."""
+    from mindspore.nn.utils import no_init_parameters
+
+    from mindmodel.train.build import build
+
+    with no_init_parameters():
+        built = build(job.recipe, job.rank)
+    if job.num_ranks > 1:
+        built.whole.no_init_parameters_in_compile()
+    _write_graph(built.whole, job)
+    return {}
+
+
+def _write_graph(whole: Any, job: Job) -> None:
+    from mindspore.common.api import _cell_graph_executor
+
+    key, _ = _cell_graph_executor.compile(whole, *_inputs(job), phase="train", do_convert=False)
+    Path(GRAPH_NAME).write_bytes(_cell_graph_executor._get_func_graph_proto(whole, key, "mind_ir"))
 
 
 def _run(job: Job) -> dict[str, Any]:

@@ -28,12 +28,15 @@ class Job:
         recipe: with the vocabulary's size and all degrees filled in.
         level: MindSpore's MS_SIMULATION_LEVEL. 0: the front end only, for the graph; 1: kernels chosen and one step
             played, for the memory.
+        weights: whether level 0 also makes this rank's slices of fresh weights; otherwise they take no memory, and the
+            compiler tells its seconds.
     """
 
     name: str
     recipe: Recipe
     rank: int
     level: int
+    weights: bool = True
 
     @property
     def num_ranks(self) -> int:
@@ -43,9 +46,7 @@ class Job:
 
 def write_jobs(path: Path, jobs: Sequence[Job], at_once: int) -> None:
     """Write the jobs and how many of them may run at a time."""
-    rows = [
-        {"name": job.name, "recipe": recipe_to_dict(job.recipe), "rank": job.rank, "level": job.level} for job in jobs
-    ]
+    rows = [{**vars(job), "recipe": recipe_to_dict(job.recipe)} for job in jobs]
     path.write_text(json.dumps({"at_once": at_once, "jobs": rows}))
 
 

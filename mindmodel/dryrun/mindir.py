@@ -58,7 +58,7 @@ def load_graph(data: Union[bytes, str, Path]) -> Graph:
     """
     where = "the graph" if isinstance(data, bytes) else str(data)
     try:
-        model = _model_class().FromString(data if isinstance(data, bytes) else Path(data).read_bytes())
+        model = model_class().FromString(data if isinstance(data, bytes) else Path(data).read_bytes())
         graph = _graph(model)
         _check_references(graph)
     except (OSError, DecodeError, ValueError, RecursionError) as error:
@@ -67,7 +67,7 @@ def load_graph(data: Union[bytes, str, Path]) -> Graph:
 
 
 @functools.cache
-def _model_class() -> Any:
+def model_class() -> Any:
     """MindIR's ModelProto, from the schema in MindSpore's generated module.
 
     That module itself is not loaded: it imports MindSpore, and stops under any protobuf made after 2022.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import mindspore as ms
+import numpy as np
 from mindspore import Tensor, nn
 
 from mindmodel.data.loader import Batch, Share
@@ -35,6 +36,11 @@ class Built:
     whole: nn.Cell
     share: Share
     rows: int
+
+    def example(self, recipe: Recipe) -> tuple[Tensor, ...]:
+        """Inputs of the shapes and dtypes that `run` gives `whole`; nothing is in them."""
+        ids = Tensor(np.zeros((self.rows, recipe.data.seq_len), np.int32))
+        return (ids, ids) if isinstance(self.step, RankStep) else (ids, ids, Tensor(0.0, ms.float32))
 
     def run(self, batch: Batch, lr: float) -> tuple[Tensor, Tensor, Tensor]:
         """One step: mean cross entropy of the global batch, gradient norm before clipping, whether it was applied."""

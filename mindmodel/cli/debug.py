@@ -1,0 +1,186 @@
+"""Look into a training step that MindSpore compiles: its graph, its operators, what a change did to it.
+
+examples:
+  mindmodel debug graph recipes/cpu/tiny.yaml
+  mindmodel debug graph recipes/cpu/tiny.yaml --diff runs/tiny/graph --out runs/tiny/graph-2
+  mindmodel debug graph recipes/llama/7b.yaml --single --shrink --device ascend
+
+graph prints what the compiler made of the step, and every operator that has no kernel on the CPU with the lines that
+call it. It writes FOLDER/graph.json and the readable graphs FOLDER/1_parsed.ir, 2_optimized.ir and 3_kernels.ir, each
+node with its line of Python. Nothing is trained and no data is read.
+
+exit code: 0 it compiles; 1 operators have no kernel; 2 it cannot be compiled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Iterator, Optional
+
+from mindmodel.checkpoint.run_folder import RunFolder
+from mindmodel.cli.arguments import add_recipe_arguments, at_least
+from mindmodel.cli.recipe import quantity, with_vocabulary
+from mindmodel.debug.compile import CompiledStep, compile_for_ascend, compile_on_cpu, tell_seconds
+from mindmodel.debug.difference import changes
+from mindmodel.debug.summary import GraphSummary, Missing, read_summary
+from mindmodel.dryrun.run import chosen_ranks
+from mindmodel.files import write_text_safely
+from mindmodel.parallel.environment import prepare_environment
+from mindmodel.parallel.mesh import mesh_of
+from mindmodel.recipe.load import load_with_changes
+from mindmodel.recipe.rules import resolve_degrees
+from mindmodel.recipe.schema import Recipe
+from mindmodel.terminal import Terminal
+from mindmodel.train.run import for_this_machine
+
+SUMMARY_NAME = "graph.json"
+SHOWN = 10
+"""Rows of a table on the terminal; graph.json has all."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The subcommands and their arguments."""
+    subparsers = parser.add_subparsers(dest="subcommand", metavar="graph", required=True)
+    graph = subparsers.add_parser("graph", help="what the compiler made of a training step")
+    add_recipe_arguments(graph)
+    graph.add_argument("--device", choices=("cpu", "ascend"), default="cpu", help="ascend is simulated; default cpu")
+    graph.add_argument("--devices", type=at_least(1), default=1, metavar="N", help="with --device ascend: of the job")
+    graph.add_argument("--rank", type=at_least(0), default=0, metavar="K", help="with --device ascend: which of them")
+    graph.add_argument("--diff", type=Path, metavar="OLD", help="what changed since: a graph.json, or its folder")
+    graph.add_argument("--out", type=Path, metavar="FOLDER", help="where it is written; default: graph/ of the run")
+    graph.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.leaves = [graph]  # type: ignore[attr-defined]  # each gets the flags that all verbs have
+
+
+def run(args: argparse.Namespace) -> int:
+    terminal = Terminal(sys.stderr if args.json else None)
+    old = read_summary(args.diff / SUMMARY_NAME if args.diff.is_dir() else args.diff) if args.diff else None
+    recipe, shrunk = load_with_changes(args.recipe, args.overrides, single=args.single, shrink=args.shrink)
+    for change in shrunk:
+        terminal.say(f"changed for this machine: {change}")
+    if args.device == "cpu":
+        step = _on_cpu(with_vocabulary(for_this_machine(recipe)), terminal)
+    else:
+        step = _for_ascend(with_vocabulary(resolve_degrees(recipe, args.devices)), args.rank, terminal)
+    summary = step.summary(recipe.name, args.device)
+    folder = args.out or RunFolder(Path(recipe.output)).graph
+    written = _write(step, summary, folder)
+    differences = changes(old, summary) if old else None
+    if args.json:
+        print(json.dumps({**summary.to_json(), "changes": differences, "files": written}))
+    else:
+        lines = [*_lines(summary), *_difference_lines(differences, args.diff)]
+        terminal.say("\n".join([*lines, *(f"wrote       {name}" for name in written), *_missing_lines(summary)]))
+    return 1 if summary.missing else 0
+
+
+def _on_cpu(recipe: Recipe, terminal: Terminal) -> CompiledStep:
+    recipe = dataclasses.replace(recipe, runtime=dataclasses.replace(recipe.runtime, device="cpu", compile_cache=False))
+    prepare_environment(recipe.runtime.threads, recipe.runtime.cpu_kernels)
+    with terminal.working("loading MindSpore"):
+        from mindmodel.parallel.runtime import start_runtime
+        from mindmodel.train.build import build
+    tell_seconds()
+    runtime = start_runtime(recipe, "graph", terminal)
+    built = build(recipe)
+    with terminal.working("compiling the training step"):
+        return compile_on_cpu(built.whole, built.example(recipe), runtime.cache)
+
+
+def _for_ascend(recipe: Recipe, rank: int, terminal: Terminal) -> CompiledStep:
+    chosen_ranks(mesh_of(recipe.parallel), [rank])
+    with terminal.working("compiling the training step for a simulated device"):
+        return compile_for_ascend(recipe, rank)
+
+
+def _write(step: CompiledStep, summary: GraphSummary, folder: Path) -> list[str]:
+    """The summary and the readable stages; gives the paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {SUMMARY_NAME: json.dumps(summary.to_json(), indent=1)}
+    texts.update((f"{name}.ir", text) for name, text in step.stages.items())
+    for name, text in texts.items():
+        write_text_safely(folder / name, text)
+    return [str(folder / name) for name in texts]
+
+
+def _bytes(number: int) -> str:
+    return f"{quantity(number, 1024)}B"
+
+
+def _lines(summary: GraphSummary) -> Iterator[str]:
+    """The whole report but the operators without a kernel."""
+    yield f"graph       {summary.num_nodes} nodes for {summary.device}, MindSpore {summary.mindspore}"
+    yield from _wrapped("operators", [f"{kind} {count}" for kind, count in summary.kinds.items()])
+    yield "layers      nodes of our own code, and nodes that automatic differentiation made"
+    for part, (own, made) in summary.layers.items():
+        yield f"  {part:<24}{own:>8}{made:>8}"
+    yield from _parameter_lines(summary)
+    yield from _constant_lines(summary)
+    yield "largest     results of nodes"
+    for tensor in summary.tensors[:SHOWN]:
+        yield f"  {_bytes(tensor.num_bytes):>9}  {tensor.type}  {tensor.kind} of {tensor.place}  {tensor.where}"
+    yield f"casts       {sum(cast.count for cast in summary.casts)}"
+    for cast in summary.casts[:SHOWN]:
+        yield f"  {cast.count:>9}  {cast.before} to {cast.after} of {cast.origin}  {cast.where}"
+    yield from _second_lines(summary)
+
+
+def _wrapped(title: str, words: list[str], width: int = 8) -> Iterator[str]:
+    for first in range(0, len(words), width):
+        yield f"{title if first == 0 else '':<12}{', '.join(words[first:first + width])}"
+
+
+def _parameter_lines(summary: GraphSummary) -> Iterator[str]:
+    rows = summary.parameters
+    total = sum(row.num_bytes for row in rows)
+    yield f"parameters  {sum(row.count for row in rows)}, with the optimizer's: {_bytes(total)}"
+    for row in summary.frozen:
+        yield f"  never updated: {row.name} {row.type}, {row.count} of them: {_bytes(row.num_bytes)}"
+
+
+def _constant_lines(summary: GraphSummary) -> Iterator[str]:
+    rows = summary.constants
+    yield f"constants   {sum(row.copies for row in rows)}: {_bytes(sum(row.num_bytes for row in rows))}"
+    for row in rows[:SHOWN]:
+        yield f"  {_bytes(row.num_bytes):>9}  {row.copies} x {row.type} in {row.place}  {row.where}"
+    for row in summary.duplicates:
+        yield f"  held {row.copies} times: {row.type}, read in {row.place}  {row.where}"
+
+
+def _second_lines(summary: GraphSummary) -> Iterator[str]:
+    phases = dict(summary.compile_s)
+    if not phases:
+        return
+    total = phases.pop("total", 0.0)
+    longest = sorted(phases.items(), key=lambda item: -item[1])[:SHOWN // 2]
+    yield f"compiled    in {total:.1f} s: {', '.join(f'{name} {seconds:.1f}' for name, seconds in longest)}"
+
+
+def _difference_lines(differences: Optional[list[str]], old: Path) -> Iterator[str]:
+    if differences is None:
+        return
+    yield f"changes     since {old}" if differences else f"changes     none since {old}"
+    for line in differences:
+        yield f"  {line}"
+
+
+def _missing_lines(summary: GraphSummary) -> Iterator[str]:
+    if summary.missing is None:
+        yield "kernels     not looked for: which ones there are, only a chip's own libraries know"
+        return
+    if not summary.missing:
+        yield "kernels     all operators have one"
+        return
+    yield f"kernels     {len(summary.missing)} operators have none on this device:"
+    for one in summary.missing:
+        yield from _operator_lines(one)
+
+
+def _operator_lines(one: Missing) -> Iterator[str]:
+    yield f"  {one.operator} ({one.types}), {one.count} nodes: {one.reason}"
+    for where in one.where[:SHOWN]:
+        yield f"    {where}"
