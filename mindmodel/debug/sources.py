@@ -16,7 +16,8 @@ CALL = re.compile(r"\s*# In file (.+?):(\d+)(?:~\d+)?, \d+~\d+/(.*)")
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A line of Python; `file` is relative where it lies beside the package or below the working folder."""
+    """A line of Python; `file` is relative where it lies beside the package or below the working folder, and not
+    MindSpore's."""
 
     file: str
     line: int
@@ -39,7 +40,7 @@ def read_sources(path: Path) -> dict[str, Source]:
             own = [call for call in calls if not call[0].startswith(framework)]
             if scope not in found and calls:
                 name, line = (own or calls)[-1]
-                found[scope] = Source(file=_shown(name), line=line)
+                found[scope] = Source(file=_shown(name) if own else name, line=line)
     return found
 
 
