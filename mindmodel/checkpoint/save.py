@@ -80,6 +80,7 @@ def checkpoint_writer(
     if memory is not None:
         planned = memory.copy(planned)
     path = Path(folder) / f"step_{step}"
+    place = path.absolute()  # the working folder is another while MindSpore compiles beside the writer
 
     def index_of(parts: list[Part]) -> Index:
         return Index(
@@ -97,12 +98,12 @@ def checkpoint_writer(
     def write() -> Path:
         try:
             if crew.is_first:
-                _write(path, planned, index_of)
-                retain(path.parent, step, keep, keep_every, losses)
+                _write(place, planned, index_of)
+                retain(place.parent, step, keep, keep_every, losses)
             else:
-                _join(path, planned)
+                _join(place, planned)
         except OSError as error:
-            raise CheckpointError(_failure(path, planned, error)) from error
+            raise CheckpointError(_failure(place, planned, error)) from error
         return path
 
     return write

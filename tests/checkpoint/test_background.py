@@ -63,3 +63,15 @@ def test_the_numbers_are_those_of_the_moment_of_the_call(tmp_path):
         arrays.append(memory._arrays["w"])
         np.testing.assert_array_equal(open_checkpoint(write()).weights()["w"], np.full(5, step))
     assert arrays[0] is arrays[1]  # the room is used again
+
+
+def test_a_relative_folder_is_that_of_the_call_whatever_the_working_folder_is_then(tmp_path, monkeypatch):
+    """MindSpore compiles in a folder of its own, beside the writer."""
+    facts = {"samples": 0, "tokens": 0, "recipe": {}, "versions": {}, "random": {}, "layout": {}}
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    weights = {"w": np.zeros(5, np.float32)}
+    write = checkpoint_writer("run", step=1, weights=weights, optimizer={}, keep=9, keep_every=0, **facts)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert str(write()) == "run/step_1"
+    assert open_checkpoint(tmp_path / "run" / "step_1").index.step == 1

@@ -104,9 +104,9 @@ def test_a_signal_to_the_command_saves_and_another_number_of_processes_goes_on(j
     assert list(job.run("run").losses) == list(range(1, 61))
 
 
-def positions(job, name: str, step: int) -> tuple:
+def positions(run, step: int) -> tuple:
     """Where a checkpoint says that the run is."""
-    index = json.loads((job.run(name).checkpoint(step) / "index.json").read_text())
+    index = json.loads((run.checkpoint(step) / "index.json").read_text())
     return index["step"], index["samples"], index["tokens"], index["random"]
 
 
@@ -118,7 +118,7 @@ def test_a_run_goes_on_on_other_numbers_of_processes_as_if_nothing_had_happened(
         index = json.loads((job.run("run").checkpoint(10 * number) / "index.json").read_text())
         assert (index["step"], index["samples"], index["layout"]["dp"]) == (10 * number, 40 * number, dp)
     same_steps(job.run("run"), alone)
-    assert positions(job, "run", STEPS) == positions(job, "alone", STEPS)
+    assert positions(job.run("run"), STEPS) == positions(alone, STEPS)
     assert job.processes() == {}
 
 
