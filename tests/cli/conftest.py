@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-from pathlib import Path
-
 import pytest
 from command import Command, fill_with_corpus
 
@@ -26,25 +23,3 @@ def finished(tmp_path_factory, cache_of_the_tests):
     assert done.returncode == 0, done.stderr
     command.printed = done.stdout
     return command
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """Mounts a disk of so many KiB; gives its folder."""
-    mounted = []
-
-    def mount(size_kib: int) -> Path:
-        folder = tmp_path / f"disk{len(mounted)}"
-        folder.mkdir()
-        try:
-            subprocess.run(
-                ["mount", "-t", "tmpfs", "-o", f"size={size_kib}k", "tmpfs", folder], check=True, capture_output=True
-            )
-        except (OSError, subprocess.CalledProcessError) as error:
-            pytest.skip(f"a tmpfs cannot be mounted here: {error}")
-        mounted.append(folder)
-        return folder
-
-    yield mount
-    for folder in mounted:
-        subprocess.run(["umount", "-l", folder], check=True)

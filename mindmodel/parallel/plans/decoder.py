@@ -17,7 +17,8 @@ TOKENS: Axis = ("dp", "cp")
 """Of the dim [B S] of flattened activations: with cp, a rank and micro-batch has one sequence."""
 
 TP = "tp"
-EMBEDDING, HEAD = "decoder.embedding.embedding", "loss.head_loss.logits"
+EMBEDDING, LOSS = "decoder.embedding.embedding", "loss.head_loss"
+HEAD = f"{LOSS}.logits"
 LAYER = "decoder.layers.*"
 ATTENTION = f"{LAYER}.attention.causal_attention"
 
@@ -170,16 +171,15 @@ def _blocks(model: ModelSection, parallel: ParallelSection, residual: Axis) -> t
 
 def _head_and_loss(parallel: ParallelSection, residual: Axis) -> tuple[LayoutRule, ...]:
     row: Cuts = (TOKENS, None)  # one number a token
-    loss = HEAD.rpartition(".")[0]
     kept = () if parallel.recompute != "none" else ((TOKENS, TP),)
     inputs: tuple[Cuts, ...] = ((residual, None), (TP, None), (TOKENS,))
     return (
         _norm("decoder.norm.rms_norm", residual),
         _columns("decoder.head.linear.matmul"),
         LayoutRule(path=f"{HEAD}.rows", inputs=inputs, outputs=(row, row, *kept)),
-        *(_rule(f"{loss}.{name}", row) for name in ("total", "total_square")),
-        _rule(f"{loss}.counts", row, ()),
-        *(_rule(f"{loss}.{name}", row, row) for name in ("row_loss", "keep", "square", "keep_square")),
+        *(_rule(f"{LOSS}.{name}", row) for name in ("total", "total_square")),
+        _rule(f"{LOSS}.counts", row, ()),
+        *(_rule(f"{LOSS}.{name}", row, row) for name in ("row_loss", "keep", "square", "keep_square")),
     )
 
 
