@@ -138,8 +138,19 @@ def runs_on_ascend(asked: str) -> bool:
 
 def living_parent(pid: int) -> Optional[int]:
     """The parent of a process, from /proc; None for one that has ended."""
+    state, parent = _state_and_parent(pid)
+    return None if state in "ZX" else parent
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a process was stopped by a signal or a debugger; from /proc."""
+    return _state_and_parent(pid)[0] in "Tt"
+
+
+def _state_and_parent(pid: int) -> tuple[str, int]:
+    """The one-letter state of a process, X when there is none of this id."""
     try:
-        state, parent = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[:2]
+        state, parent = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[:2]
     except OSError:
-        return None
-    return None if state in (b"Z", b"X") else int(parent)
+        return "X", 0
+    return state, int(parent)

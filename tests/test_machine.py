@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 
 import pytest
@@ -136,3 +137,13 @@ def test_the_parent_of_a_process_is_known_while_it_lives():
     assert machine.living_parent(child.pid) is None
     child.wait()
     assert machine.living_parent(child.pid) is None
+
+
+def test_a_process_is_stopped_from_sigstop_to_sigcont():
+    with subprocess.Popen(["sleep", "60"]) as process:
+        assert not machine.is_stopped(process.pid)
+        process.send_signal(signal.SIGSTOP)
+        os.waitpid(process.pid, os.WUNTRACED)
+        assert machine.is_stopped(process.pid)
+        process.kill()
+    assert not machine.is_stopped(process.pid)

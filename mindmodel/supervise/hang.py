@@ -22,16 +22,19 @@ class Sign:
 
     Attributes:
         age_s: since then, by the clock of the rank's own node.
+        stopped: whether the system lets its process do nothing, as after SIGSTOP or under a debugger.
     """
 
     rank: int
     phase: str
     step: int
     age_s: float
+    stopped: bool = False
 
     def failure(self, host: str, lines: tuple[str, ...], log: str = "") -> Failure:
         """That this was the last one."""
         text = f"hangs: phase '{self.phase}' of step {self.step}, no sign of life for {self.age_s:.0f} s"
+        text += "; its process is stopped" if self.stopped else ""
         return Failure(
             who=f"rank {self.rank}",
             host=host,
@@ -48,12 +51,12 @@ def hanging_rank(signs: Iterable[Sign], limit_s: float) -> Optional[Sign]:
     """The rank that all others wait for, when nothing has moved within the limit; None when something does.
 
     While one rank saves, evaluates or compiles, the others wait for it in their next step, so only when all stand
-    still one of them hangs: the one that is furthest behind.
+    still one of them hangs: the one whose process is stopped, or else the one that is furthest behind.
     """
     alive = [sign for sign in signs if sign.phase != "done"]
     if not alive or any(sign.phase not in COUNTED or sign.age_s < limit_s for sign in alive):
         return None
-    return min(alive, key=lambda sign: (sign.step, COUNTED.index(sign.phase), -sign.age_s))
+    return min(alive, key=lambda sign: (not sign.stopped, sign.step, COUNTED.index(sign.phase), -sign.age_s))
 
 
 def stack_of(log: Path, ask: Callable[[], None]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from typing import Any, Iterable, Iterator, Optional, Sequence
 
@@ -93,14 +94,13 @@ class Peers:
         now_s = time.monotonic()
         for heard_s, signs in self._signs.values():
             for sign in signs:
-                age_s = sign.age_s + now_s - heard_s
-                yield Sign(rank=sign.rank, phase=sign.phase, step=sign.step, age_s=age_s)
+                yield dataclasses.replace(sign, age_s=sign.age_s + now_s - heard_s)
 
     def tell_signs(self, signs: Sequence[Sign]) -> None:
         """Every so often; it also says that this launcher lives."""
         if time.monotonic() - self._told_s > ALIVE_S:
             self._told_s = time.monotonic()
-            self._link.send("signs", [[sign.rank, sign.phase, sign.step, sign.age_s] for sign in signs])
+            self._link.send("signs", [dataclasses.astuple(sign) for sign in signs])
 
     def tell_stop(self, reason: str) -> None:
         """Ask all others to stop; node 0 passes it on."""
@@ -145,6 +145,6 @@ def node_failure(node: int, host: str, text: str) -> Failure:
 def _signs_from_json(values: Iterable[Any]) -> Iterator[Sign]:
     """What of it are signs of life."""
     for value in values:
-        kinds: tuple[Any, ...] = (int, str, int, (int, float))
-        if isinstance(value, list) and len(value) == 4 and all(isinstance(*pair) for pair in zip(value, kinds)):
-            yield Sign(rank=value[0], phase=value[1], step=value[2], age_s=float(value[3]))
+        kinds: tuple[Any, ...] = (int, str, int, (int, float), bool)
+        if isinstance(value, list) and len(value) == 5 and all(isinstance(*pair) for pair in zip(value, kinds)):
+            yield Sign(rank=value[0], phase=value[1], step=value[2], age_s=float(value[3]), stopped=value[4])

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Iterator, Optional
 
 from mindmodel.errors import MindModelError
+from mindmodel.machine import is_stopped
 from mindmodel.parallel.heartbeat import STACK_SIGNAL, host_name, read_heartbeat
 from mindmodel.parallel.launch import Launch
 from mindmodel.supervise.failures import Failure, failure_of, first_failure
@@ -153,7 +154,8 @@ class Watch:
         beat, now_s = read_heartbeat(self.launch.heartbeat_of(rank)), time.time()
         if beat is None:
             return Sign(rank=rank, phase="starting", step=0, age_s=now_s - self.start_s)
-        return Sign(rank=rank, phase=beat.phase, step=beat.step, age_s=now_s - beat.time_s)
+        stopped = is_stopped(beat.pid)
+        return Sign(rank=rank, phase=beat.phase, step=beat.step, age_s=now_s - beat.time_s, stopped=stopped)
 
     def _outcome(self) -> Optional[Outcome]:
         """The end, when it has come; on the way there, what a turn has to do."""

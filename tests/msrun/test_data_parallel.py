@@ -142,8 +142,6 @@ def test_kills_in_the_middle_of_saving_cost_nothing_that_was_announced(job):
 def test_a_rank_that_stands_still_is_named_and_all_are_ended(job):
     running = job.start(*job.arguments("run", 2, "train.steps=100000", "--hang-limit", 5))
     os.kill(job.worker("run", 1), signal.SIGSTOP)
-    start = time.monotonic()
     assert running.process.wait(60) == 3, running.output
-    assert time.monotonic() - start < 25
-    assert "rank 1 on" in running.output and "hangs" in running.output
+    assert re.search(r"rank 1 on \S+ failed first: hangs: .*; its process is stopped", running.output), running.output
     assert job.processes() == {}

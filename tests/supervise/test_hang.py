@@ -7,8 +7,8 @@ import pytest
 from mindmodel.supervise.hang import Sign, hanging_rank, stack_of
 
 
-def sign(rank, phase="step", step=5, age_s=700.0):
-    return Sign(rank=rank, phase=phase, step=step, age_s=age_s)
+def sign(rank, phase="step", step=5, age_s=700.0, stopped=False):
+    return Sign(rank=rank, phase=phase, step=step, age_s=age_s, stopped=stopped)
 
 
 def test_the_rank_that_is_furthest_behind_hangs():
@@ -21,6 +21,11 @@ def test_of_ranks_in_one_step_the_one_that_waits_for_data_hangs():
 
 def test_of_ranks_in_one_phase_the_one_that_was_silent_first_hangs():
     assert hanging_rank([sign(0), sign(1, age_s=701), sign(2)], 600).rank == 1
+
+
+def test_of_all_ranks_the_one_whose_process_is_stopped_hangs():
+    assert hanging_rank([sign(0, age_s=701), sign(1, stopped=True), sign(2)], 600).rank == 1
+    assert "; its process is stopped" in sign(1, stopped=True).failure("head", ()).text
 
 
 @pytest.mark.parametrize("phase", ["data", "step", "evaluating", "saving"])

@@ -1,11 +1,11 @@
-"""Look into a training step that MindSpore compiles: its graph, its operators, what a change did to it.
+"""What the compiler makes of a training step: its graph, its operators, and what a change did to it.
 
 examples:
   mindmodel debug graph recipes/cpu/tiny.yaml
   mindmodel debug graph recipes/cpu/tiny.yaml --diff runs/tiny/graph --out runs/tiny/graph-2
   mindmodel debug graph recipes/llama/7b.yaml --single --shrink --device ascend
 
-graph prints what the compiler made of the step, and every operator that has no kernel on the CPU with the lines that
+It prints what the compiler made of the step, and every operator that has no kernel on the CPU with the lines that
 call it. It writes FOLDER/graph.json and the readable graphs FOLDER/1_parsed.ir, 2_optimized.ir and 3_kernels.ir, each
 node with its line of Python. Nothing is trained and no data is read.
 
@@ -43,17 +43,14 @@ SHOWN = 10
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The subcommands and their arguments."""
-    subparsers = parser.add_subparsers(dest="subcommand", metavar="graph", required=True)
-    graph = subparsers.add_parser("graph", help="what the compiler made of a training step")
-    add_recipe_arguments(graph)
-    graph.add_argument("--device", choices=("cpu", "ascend"), default="cpu", help="ascend is simulated; default cpu")
-    graph.add_argument("--devices", type=at_least(1), default=1, metavar="N", help="with --device ascend: of the job")
-    graph.add_argument("--rank", type=at_least(0), default=0, metavar="K", help="with --device ascend: which of them")
-    graph.add_argument("--diff", type=Path, metavar="OLD", help="what changed since: a graph.json, or its folder")
-    graph.add_argument("--out", type=Path, metavar="FOLDER", help="where it is written; default: graph/ of the run")
-    graph.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.leaves = [graph]  # type: ignore[attr-defined]  # each gets the flags that all verbs have
+    """Of this subcommand."""
+    add_recipe_arguments(parser)
+    parser.add_argument("--device", choices=("cpu", "ascend"), default="cpu", help="ascend is simulated; default cpu")
+    parser.add_argument("--devices", type=at_least(1), default=1, metavar="N", help="with --device ascend: of the job")
+    parser.add_argument("--rank", type=at_least(0), default=0, metavar="K", help="with --device ascend: which of them")
+    parser.add_argument("--diff", type=Path, metavar="OLD", help="what changed since: a graph.json, or its folder")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where it is written; default: graph/ of the run")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mindmodel.cli import debug
+from mindmodel.cli.debug import graph
 from mindmodel.cli.main import main, parse_arguments
 from mindmodel.debug.summary import CastGroup, ConstantGroup, GraphSummary, Missing, ParameterGroup, TensorRow
 
@@ -72,8 +72,8 @@ def compiler(monkeypatch):
         seen.update(recipe=recipe, rank=rank)
         return Step(missing=None)
 
-    monkeypatch.setattr(debug, "_on_cpu", on_cpu)
-    monkeypatch.setattr(debug, "compile_for_ascend", for_ascend)
+    monkeypatch.setattr(graph, "_on_cpu", on_cpu)
+    monkeypatch.setattr(graph, "compile_for_ascend", for_ascend)
     return seen
 
 

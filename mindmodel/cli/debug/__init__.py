@@ -1,0 +1,41 @@
+"""Look into a training step: what the compiler made of it, and which operators a device has no kernel for.
+
+examples:
+  mindmodel debug graph recipes/cpu/tiny.yaml
+  mindmodel debug graph --help
+
+From a symptom to the command that finds its cause: docs/debugging.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from types import ModuleType
+
+SUBCOMMANDS = {
+    "graph": "what the compiler made of a training step, and every operator without a kernel",
+}
+"""Each is a file of this folder."""
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The subcommands and their arguments."""
+    subparsers = parser.add_subparsers(dest="subcommand", metavar=" | ".join(SUBCOMMANDS), required=True)
+    parser.leaves = []  # type: ignore[attr-defined]  # each gets the flags that all verbs have
+    for name, summary in SUBCOMMANDS.items():
+        module = _module(name)
+        leaf = subparsers.add_parser(
+            name, help=summary, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        module.add_arguments(leaf)
+        parser.leaves.append(leaf)  # type: ignore[attr-defined]
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run one subcommand."""
+    return _module(args.subcommand).run(args)
