@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from mindmodel import preflight
 from mindmodel.errors import LaunchError
-from mindmodel.parallel import preflight
 from mindmodel.parallel.nodes import Nodes
 from mindmodel.preflight import visit
 from mindmodel.preflight.report import Fact
@@ -156,7 +156,7 @@ def test_a_slow_link_is_no_wrong_clock():
 def test_a_folder_that_is_not_shared_is_told_by_processes_in_different_folders(recipe, port, tmp_path):
     script = (
         "import sys, yaml\n"
-        "from mindmodel.parallel import preflight\n"
+        "from mindmodel import preflight\n"
         "from mindmodel.parallel.nodes import Nodes\n"
         "from mindmodel.recipe.load import load_run_recipe\n"
         "from mindmodel.terminal import Terminal\n"
