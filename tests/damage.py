@@ -46,7 +46,7 @@ def damaged(draw, value: Any) -> Any:
             parent = parent[step]
         kind = draw(st.sampled_from(["odd", "odd", "odd", "gone", "renamed", "exchanged", "doubled"]))
         if kind == "odd":
-            parent[key] = draw(ODD)
+            parent[key] = copy.deepcopy(draw(ODD))
         elif kind == "gone":
             del parent[key]
         elif kind == "renamed" and isinstance(parent, dict):
@@ -55,7 +55,7 @@ def damaged(draw, value: Any) -> Any:
             other = draw(st.sampled_from(list(parent) if isinstance(parent, dict) else range(len(parent))))
             parent[key], parent[other] = parent[other], parent[key]
         elif kind == "doubled" and isinstance(parent, list):
-            parent.append(parent[key])
+            parent.append(copy.deepcopy(parent[key]))
     return value
 
 
@@ -87,7 +87,11 @@ def outcome(*arguments: object) -> tuple[int, str]:
     """Run a verb; it ends well or with one message. Gives the exit code and what was printed."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = main([str(argument) for argument in arguments])
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as stopped:  # argparse, with its own message
+            assert stopped.code == 2 and "error:" in err.getvalue()
+            return 2, err.getvalue()
     assert code in (0, 1, 2), err.getvalue()
     assert "Traceback" not in err.getvalue()
     event(f"{arguments[0]}: exit code {code}")
