@@ -15,6 +15,7 @@ from types import ModuleType
 
 SUBCOMMANDS = {
     "graph": "what the compiler made of a training step, and every operator without a kernel",
+    "profile": "where the time of a training step goes, and its memory",
 }
 """Each is a file of this folder."""
 
