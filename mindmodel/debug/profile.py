@@ -316,10 +316,10 @@ def _rows(
 
 
 def _shapes(kernel: Kernel) -> str:
-    """Of the factors of a product."""
+    """Of the factors of a product; of attention that of the projection it reads."""
     if not flop_of(kernel) or kernel.parts:
         return ""
-    return " x ".join(str(list(kind.shape)) for kind in kernel.operands[:2])
+    return " x ".join(str(list(kind.shape)) for kind in kernel.operands[:1 if "attention" in kernel.operator else 2])
 
 
 def _where(kernel: Kernel, sources: Mapping[str, Source]) -> str:

@@ -55,7 +55,7 @@ def record_steps(opened: OpenedRun, runtime: Runtime, num_steps: int) -> Recordi
         folder = Path(name)
         with saved_stages(folder), runtime.cache.compiling():
             work.make()
-        graph, sources = _kernels(folder), read_stage_sources(folder, KERNELS)
+        graph, sources = kernels_saved_in(folder), read_stage_sources(folder, KERNELS)
         for _ in range(WARM_UP - 1):
             work.make()
         plain, profiled = _in_turns(work, num_steps, folder)
@@ -124,7 +124,12 @@ def _profiler(folder: Path) -> Iterator[Any]:
         profiler.stop()
 
 
-def _kernels(folder: Path) -> KernelGraph:
+def kernels_saved_in(folder: Path) -> KernelGraph:
+    """The kernels that MindSpore chose, from what it saved while it compiled.
+
+    Raises:
+        GraphError: if it saved none.
+    """
     texts = read_stages(folder)
     if KERNELS not in texts:
         raise GraphError("MindSpore saved no graph of its kernels. Another MindSpore than 2.9? `mindmodel doctor` tells.")

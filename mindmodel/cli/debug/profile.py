@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING, Iterator
 
 from mindmodel.checkpoint.run_folder import RunFolder
 from mindmodel.cli.arguments import add_recipe_arguments, at_least
+from mindmodel.cli.recipe import quantity
 from mindmodel.debug.chrome_trace import chrome_trace
 from mindmodel.debug.profile import PHASES, MemoryUse, StepProfile, placed_kernels, profile_of
 from mindmodel.debug.profile_page import page_of
-from mindmodel.dryrun.live_text import mib
 from mindmodel.errors import LayoutError
 from mindmodel.files import write_text_safely
 from mindmodel.parallel.environment import prepare_environment
@@ -157,16 +157,20 @@ def _product_lines(profile: StepProfile) -> Iterator[str]:
 
 
 def _memory_lines(memory: MemoryUse) -> Iterator[str]:
-    parameters = ", ".join(f"{name} {mib(number)}" for name, number in memory.parameter_bytes.items())
-    yield f"memory      {mib(memory.peak_bytes)} MiB of tensors at the peak, in kernel {memory.peak_index + 1} of " \
-          f"{len(memory.curve)}: {memory.peak_kernel}"
-    yield f"  inputs and constants {mib(memory.fixed_bytes)}; beside the tensors {parameters}; the process at most " \
-          f"{mib(memory.process_bytes)}, with compilation"
+    parameters = ", ".join(f"{name} {_bytes(number)}" for name, number in memory.parameter_bytes.items())
+    place = f"kernel {memory.peak_index + 1} of {len(memory.curve)}: {memory.peak_kernel}"
+    yield f"memory      {_bytes(memory.peak_bytes)} of tensors at the peak, in {place}"
+    yield f"  of it inputs and constants {_bytes(memory.fixed_bytes)}; beside it {parameters}"
+    yield f"  the process held {_bytes(memory.process_bytes)} at most, with compilation"
     if memory.unexplained_bytes:
-        yield f"  {mib(memory.unexplained_bytes)} MiB of the peak belong to no tensor of the graph"
+        yield f"  {_bytes(memory.unexplained_bytes)} of the peak belong to no tensor of the graph"
     for row in memory.held[:SHOWN]:
         what = f"{row.operator} of {row.place}, {row.phase}"
-        yield f"  {mib(row.num_bytes):>9}  {row.count:>3} x {row.type:<24} {what}; last read by {row.last_read}"
+        yield f"  {_bytes(row.num_bytes):>9}  {row.count:>3} x {row.type:<24} {what}; last read by {row.last_read}"
+
+
+def _bytes(number: int) -> str:
+    return f"{quantity(number, 1024)}B"
 
 
 def _ms(seconds: float) -> str:
