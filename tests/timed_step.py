@@ -63,6 +63,7 @@ def step(begin_ms, kernel_ms=2, gap_ms=1):
         now += (kernel_ms + gap_ms) * MS
     return Step(begin_ns=begin, data_ns=begin + MS, end_ns=now + MS, events=tuple(events), memory=tuple(memory))
 
+
 RECORDING = Recording(
     graph=GRAPH,
     sources={LOSS_PART.scope: Source(file="loss.py", line=7)},

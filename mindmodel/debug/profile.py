@@ -2,8 +2,8 @@
 
 The compiler names operators that are alike after the first that it met, so a name that one layer has more often than
 the others is not believed there: its kernel takes the Cell of the parameter that it reads or makes the gradient of, or
-else the layer that its operands come from. Phases follow the data: what depends on the loss is backward, what depends on the update, or
-stands in it, is optimizer.
+else the layer that its operands come from. Phases follow the data: what depends on the loss is backward; what depends
+on the update, or stands in it, is optimizer.
 """
 
 from __future__ import annotations

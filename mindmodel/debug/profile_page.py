@@ -15,6 +15,9 @@ from mindmodel.dryrun.live_text import mib
 MAX_ROWS = 60
 WIDTH, HEIGHT, MAX_COLUMNS = 1000, 220, 600
 """Of the curve of memory."""
+PRODUCT_TITLES = ("Cell", "operator", "factors", "count", "ms", "GFLOP", "GFLOP/s", "of peak")
+CELL_TITLES = ("Cell", "operator", "phase", "line", "count", "ms")
+HELD_TITLES = ("Cell", "made by", "in", "type", "last read by", "count", "MiB")
 COLOURS = {
     DATA: "#86bcea", "forward": "#5b9bd5", "loss": "#e3b505", "backward": "#d98880", "optimizer": "#7dab6d",
     REST: "#8c8c8c",
@@ -42,8 +45,8 @@ def page_of(title: str, profile: StepProfile) -> str:
 def _sections(profile: StepProfile) -> Iterator[str]:
     yield (f"<p>{_ms(profile.step_s)} ms a step, the mean of {profile.num_steps} ({_ms(profile.fastest_s)} to "
            f"{_ms(profile.slowest_s)}); median {_ms(profile.median_s)}, and {_ms(profile.plain_s)} of steps that are "
-           f"not profiled. {profile.num_kernels} kernels, {profile.num_fused} of them fused; {escape(profile.kernels)}, {profile.threads} threads, "
-           f"MindSpore {escape(profile.mindspore)}.</p>")
+           f"not profiled. {profile.num_kernels} kernels, {profile.num_fused} of them fused; {escape(profile.kernels)}, "
+           f"{profile.threads} threads, MindSpore {escape(profile.mindspore)}.</p>")
     yield _legend()
     yield f'<div class="bar whole">{_pieces(profile.phases, profile.step_s)}</div>'
     rows = [([phase, _ms(s), _share(s / profile.step_s)], {phase: s}) for phase, s in profile.phases.items()]
@@ -67,14 +70,12 @@ def _tables_of_kernels(profile: StepProfile) -> Iterator[str]:
           f"{row.flop_s / 1e9:.1f}", _share(row.flop_s / profile.peak_flops)], {row.phase: row.flop_s})
         for row in profile.products
     ]
-    titles = "Cell", "operator", "factors", "count", "ms", "GFLOP", "GFLOP/s", "of peak"
     peak = f"Matrix products; {profile.peak_flops / 1e9:.0f} GFLOP/s are the peak, {profile.peak_name}"
-    yield _table(peak, titles, products[:MAX_ROWS], fastest, left=3)
+    yield _table(peak, PRODUCT_TITLES, products[:MAX_ROWS], fastest, left=3)
     longest = max((row.seconds for row in profile.rows), default=1.0)
     cells = [([row.place, row.operator, row.phase, row.where, str(row.count), _ms(row.seconds)],
               {row.phase: row.seconds}) for row in profile.rows]
-    titles = "Cell", "operator", "phase", "line", "count", "ms"
-    yield _table("Kernels, alike in all layers", titles, cells[:MAX_ROWS], longest, left=4)
+    yield _table("Kernels, alike in all layers", CELL_TITLES, cells[:MAX_ROWS], longest, left=4)
 
 
 def _memory(memory: MemoryUse) -> Iterator[str]:
@@ -86,8 +87,7 @@ def _memory(memory: MemoryUse) -> Iterator[str]:
     largest = max((row.num_bytes for row in memory.held), default=1)
     rows = [([row.place, row.operator, row.phase, row.type, row.last_read, str(row.count), mib(row.num_bytes)],
              {row.phase: float(row.num_bytes)}) for row in memory.held]
-    titles = "Cell", "made by", "in", "type", "last read by", "count", "MiB"
-    yield _table("Alive at the peak", titles, rows[:MAX_ROWS], largest, left=5)
+    yield _table("Alive at the peak", HELD_TITLES, rows[:MAX_ROWS], largest, left=5)
 
 
 def _curve(memory: MemoryUse) -> str:

@@ -33,6 +33,7 @@ from mindmodel.train.state import fill
 
 WARM_UP = 2
 """Steps before one is measured: the first compiles, and memory is first touched in the next."""
+OTHER_VERSION = "Another MindSpore than 2.9? `mindmodel doctor` tells."
 TIMES, MEMORY = "cpu_op_execute_timestamp_*.txt", "cpu_ms_memory_record_*.txt"
 
 Times = tuple[int, int, int]
@@ -132,7 +133,7 @@ def kernels_saved_in(folder: Path) -> KernelGraph:
     """
     texts = read_stages(folder)
     if KERNELS not in texts:
-        raise GraphError("MindSpore saved no graph of its kernels. Another MindSpore than 2.9? `mindmodel doctor` tells.")
+        raise GraphError(f"MindSpore saved no graph of its kernels. {OTHER_VERSION}")
     return read_kernels(texts[KERNELS])
 
 
@@ -155,7 +156,7 @@ def read_steps(folder: Path, times: Sequence[Times]) -> tuple[Step, ...]:
         for begin, read, end in times
     )
     if not all(step.events and step.memory for step in steps):
-        raise GraphError("MindSpore's profiler saw no kernels. Another MindSpore than 2.9? `mindmodel doctor` tells.")
+        raise GraphError(f"MindSpore's profiler saw no kernels. {OTHER_VERSION}")
     return steps
 
 

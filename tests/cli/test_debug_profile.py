@@ -1,4 +1,4 @@
-"""mindmodel debug profile, as a user starts it; the first test of each kind of kernels makes what the others look at."""
+"""mindmodel debug profile as a user starts it, with each kind of kernels: one command, at which several tests look."""
 
 from __future__ import annotations
 

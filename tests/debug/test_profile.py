@@ -12,6 +12,7 @@ from mindmodel.debug.chrome_trace import chrome_trace
 from mindmodel.debug.profile import Recording, Step, placed_kernels, profile_of
 from mindmodel.debug.profile_page import page_of
 
+
 @pytest.fixture(scope="module")
 def recording():
     return RECORDING

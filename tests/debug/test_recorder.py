@@ -6,8 +6,15 @@ import pytest
 
 from mindmodel.errors import GraphError
 
-TIMES = "Default/net-Net/MatMul-op0;HostCpuOps;1500,0.0002,0 3500,0.0004,0 \nDefault/Mul-op0;HostCpuOps;1800,0.0001,0 \n"
-MEMORY = "Timestamp(ns),Total Allocated(Byte),Total Reserved(Byte),Total Active(Byte)\n1400,512,1024,512\n3400,768,1024,9\n"
+TIMES = (
+    "Default/net-Net/MatMul-op0;HostCpuOps;1500,0.0002,0 3500,0.0004,0 \n"
+    "Default/Mul-op0;HostCpuOps;1800,0.0001,0 \n"
+)
+MEMORY = """\
+Timestamp(ns),Total Allocated(Byte),Total Reserved(Byte),Total Active(Byte)
+1400,512,1024,512
+3400,768,1024,9
+"""
 
 
 @pytest.fixture
