@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Iterator, Mapping, Optional, Sequence
 
+from mindmodel.debug.on_ascend import missing_on_ascend
 from mindmodel.debug.sources import Source, read_sources
 from mindmodel.debug.summary import GraphSummary, Missing, summarize
 from mindmodel.dryrun.compile import compiled
 from mindmodel.dryrun.graph import Graph
-from mindmodel.dryrun.jobs import LOG_NAME, Job
+from mindmodel.dryrun.jobs import GRAPH_NAME, LOG_NAME, Job
 from mindmodel.dryrun.mindir import load_graph
 from mindmodel.errors import GraphError
 from mindmodel.parallel.graph_cache import COMPILE_LOG, GraphCache
@@ -33,14 +34,14 @@ class CompiledStep:
     Attributes:
         stages: the readable graphs by name, such as 2_optimized.
         sources: lines of Python by a node's scope.
-        missing: operators without a kernel; None if that was not looked for.
+        missing: operators without a kernel.
     """
 
     graph: Graph
     stages: Mapping[str, str]
     sources: Mapping[str, Source]
     compile_s: Mapping[str, float]
-    missing: Optional[tuple[Missing, ...]]
+    missing: tuple[Missing, ...]
 
     def summary(self, recipe: str, device: str) -> GraphSummary:
         """In numbers."""
@@ -84,9 +85,10 @@ def compile_on_cpu(cell: Any, inputs: Sequence[Any], cache: GraphCache) -> Compi
 
 
 def compile_for_ascend(recipe: Recipe, rank: int) -> CompiledStep:
-    """Compile a rank of a recipe for a simulated Ascend device, up to where kernels would be chosen.
+    """Compile a rank of a recipe for a simulated Ascend device, and ask for the kernels of its operators.
 
     Raises:
+        GraphError: if they cannot be asked for.
         LayoutError: if it does not compile.
         BuildError: if there is neither CANN nor a stand-in.
     """
@@ -95,12 +97,13 @@ def compile_for_ascend(recipe: Recipe, rank: int) -> CompiledStep:
         with compiled([job], 1) as results:
             result = results[job.name]
             folder = Path(name)
+            sources = read_stage_sources(folder)
             return CompiledStep(
                 graph=result.graph(),
                 stages=read_stages(folder),
-                sources=read_stage_sources(folder),
+                sources=sources,
                 compile_s=read_seconds(result.folder / LOG_NAME),
-                missing=None,
+                missing=missing_on_ascend(result.folder / GRAPH_NAME, sources),
             )
 
 

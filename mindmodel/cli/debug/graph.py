@@ -5,7 +5,7 @@ examples:
   mindmodel debug graph recipes/cpu/tiny.yaml --diff runs/tiny/graph --out runs/tiny/graph-2
   mindmodel debug graph recipes/llama/7b.yaml --single --shrink --device ascend
 
-It prints what the compiler made of the step, and every operator that has no kernel on the CPU with the lines that
+It prints what the compiler made of the step, and every operator that has no kernel on the device with the lines that
 call it. It writes FOLDER/graph.json and the readable graphs FOLDER/1_parsed.ir, 2_optimized.ir and 3_kernels.ir, each
 node with its line of Python. Nothing is trained and no data is read.
 
@@ -166,11 +166,9 @@ def _difference_lines(differences: Optional[list[str]], old: Path) -> Iterator[s
 
 
 def _missing_lines(summary: GraphSummary) -> Iterator[str]:
-    if summary.missing is None:
-        yield "kernels     not looked for: which ones there are, only a chip's own libraries know"
-        return
     if not summary.missing:
-        yield "kernels     all operators have one"
+        known = ", as far as MindSpore knows; what CANN itself has is seen on a chip" if summary.device == "ascend" else ""
+        yield f"kernels     all operators have one{known}"
         return
     yield f"kernels     {len(summary.missing)} operators have none on this device:"
     for one in summary.missing:
