@@ -45,8 +45,8 @@ def page_of(title: str, profile: StepProfile) -> str:
 def _sections(profile: StepProfile) -> Iterator[str]:
     yield (f"<p>{_ms(profile.step_s)} ms a step, the mean of {profile.num_steps} ({_ms(profile.fastest_s)} to "
            f"{_ms(profile.slowest_s)}); median {_ms(profile.median_s)}, and {_ms(profile.plain_s)} of steps that are "
-           f"not profiled. {profile.num_kernels} kernels, {profile.num_fused} of them fused; {escape(profile.kernels)}, "
-           f"{profile.threads} threads, MindSpore {escape(profile.mindspore)}.</p>")
+           f"not profiled. {profile.num_kernels} kernels, {profile.num_fused} of them fused; "
+           f"{escape(profile.kernels)}, {profile.threads} threads, MindSpore {escape(profile.mindspore)}.</p>")
     yield _legend()
     yield f'<div class="bar whole">{_pieces(profile.phases, profile.step_s)}</div>'
     rows = [([phase, _ms(s), _share(s / profile.step_s)], {phase: s}) for phase, s in profile.phases.items()]

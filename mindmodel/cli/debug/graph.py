@@ -167,8 +167,8 @@ def _difference_lines(differences: Optional[list[str]], old: Path) -> Iterator[s
 
 def _missing_lines(summary: GraphSummary) -> Iterator[str]:
     if not summary.missing:
-        known = ", as far as MindSpore knows; what CANN itself has is seen on a chip" if summary.device == "ascend" else ""
-        yield f"kernels     all operators have one{known}"
+        limit = ", as far as MindSpore knows; what CANN itself has is seen on a chip"
+        yield f"kernels     all operators have one{limit if summary.device == 'ascend' else ''}"
         return
     yield f"kernels     {len(summary.missing)} operators have none on this device:"
     for one in summary.missing:
