@@ -102,7 +102,7 @@ class _Steps:
 def _in_turns(work: _Steps, num_steps: int, folder: Path) -> tuple[list[Times], list[Times]]:
     """Times of steps without and with the profiler, which writes into a folder."""
     plain, profiled = [], []
-    with _profiler(folder) as profiler:
+    with switched_off_profiler(folder) as profiler:
         for _ in range(num_steps):
             plain.append(work.make())
             profiler.step_profiling_enable(True)
@@ -112,7 +112,7 @@ def _in_turns(work: _Steps, num_steps: int, folder: Path) -> tuple[list[Times], 
 
 
 @contextmanager
-def _profiler(folder: Path) -> Iterator[Any]:
+def switched_off_profiler(folder: Path) -> Iterator[Any]:
     """MindSpore's, not yet switched on; it writes its files at the end of the block."""
     profiler = _c_expression.Profiler.get_instance("CPU")
     profiler.init(str(folder))
