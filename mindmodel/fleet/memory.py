@@ -136,14 +136,28 @@ def _attention_values(rank: RankSizes) -> int:
 
 
 def _kept_of_layer(rank: RankSizes, recomputed: bool) -> int:
-    """Bytes that a layer keeps of one micro-batch; `selective` drops what comes out of norms and SwiGLU."""
-    model, recompute = rank.recipe.model, rank.recipe.parallel.recompute if recomputed else "none"
-    stream, ffn = rank.stream_tokens * model.hidden_size, rank.tokens * rank.width(model.ffn_size)
+    """Bytes that a layer keeps of one micro-batch."""
+    recompute = rank.recipe.parallel.recompute if recomputed else "none"
     if recompute == "full":
-        return rank.value_bytes * stream
-    statistics = STATISTICS_BYTES * rank.tokens * rank.width(model.num_heads)
-    results = 2 * stream + ffn if recompute == "none" else 0
-    return rank.value_bytes * (2 * stream + 2 * ffn + results + _attention_values(rank)) + statistics
+        return rank.value_bytes * rank.stream_tokens * rank.recipe.model.hidden_size
+    return _in_backward(rank, recompute)
+
+
+def _in_backward(rank: RankSizes, recompute: str) -> int:
+    """Bytes of a layer of one micro-batch when its backward pass begins; `full` has it all again."""
+    statistics = STATISTICS_BYTES * rank.tokens * rank.width(rank.recipe.model.num_heads)
+    streams = 2 * (rank.stream_tokens + _input_tokens(rank, recompute)) * rank.recipe.model.hidden_size
+    ffn = (2 if recompute == "selective" else 3) * _ffn(rank)
+    return rank.value_bytes * (streams + ffn + _attention_values(rank)) + statistics
+
+
+def _input_tokens(rank: RankSizes, recompute: str) -> int:
+    """Tokens of the input of a layer's first product, and of SwiGLU's, when its backward pass begins: as norms give
+    them, or gathered. `selective` drops the former.
+    """
+    if recompute == "full" or rank.keeps_tokens:
+        return rank.tokens
+    return rank.stream_tokens if recompute == "none" else 0
 
 
 def _kept_of_layers(rank: RankSizes) -> int:
@@ -224,7 +238,7 @@ def _in_last_layer(rank: RankSizes, state: MemoryEstimate) -> MemoryEstimate:
     """
     before, kept = _at_loss(rank, state), int(rank.in_flight * _kept_of_layers(rank))
     if _recompute_of_last_layer(rank) == "full":
-        kept += _kept_of_layer(rank, False) - _kept_of_layer(rank, True)
+        kept += _in_backward(rank, "full") - _kept_of_layer(rank, True)
     stream = rank.stream_tokens * rank.recipe.model.hidden_size
     kept += rank.value_bytes * stream * (1 if rank.is_last else 3)
     copies = _copies(rank) + (_layer_weights(rank) // rank.num_layers if _again(rank) else 0)
@@ -255,7 +269,7 @@ def _at_last_swiglu(rank: RankSizes, state: MemoryEstimate) -> MemoryEstimate:
 
 def _at_last_gate_up(rank: RankSizes, state: MemoryEstimate) -> MemoryEstimate:
     """The product before it, where SwiGLU's result is gone: gradients of its weight and, where tokens are gathered, of
-    its input.
+    its input, which may be there again.
 
     Without micro-batches the gradient of its input is there too, and that of its weight done, for which alone what the
     norm gave was kept; and the head's sum is in use as long as the backward pass waits for a layer to be recomputed.
@@ -265,9 +279,10 @@ def _at_last_gate_up(rank: RankSizes, state: MemoryEstimate) -> MemoryEstimate:
     gone = 0 if recompute == "selective" else _ffn(rank)
     if rank.accumulates:
         is_gathered = rank.recipe.parallel.sequence_parallel and not _slices_accumulators(rank)
-        gathered = 2 * rank.tokens * hidden if is_gathered else 0
+        arrays = 0 if not is_gathered else 1 if _input_tokens(rank, recompute) == rank.tokens else 2
+        gathered = arrays * rank.tokens * hidden
         return _with(before, rank, gathered - gone, _added(rank, rank.held["mlp.gate_up.weight"]))
-    head, tokens = rank.held[_head_name(rank)], rank.tokens - (rank.stream_tokens if gone else 0)
+    head, tokens = rank.held[_head_name(rank)], rank.tokens - _input_tokens(rank, recompute)
     gradients = _summed(rank, head) if recompute == "full" and not rank.sums_in_compute else 4 * head.own
     return _with(before, rank, tokens * hidden - gone, gradients + _feed_forward_gradients(rank))
 

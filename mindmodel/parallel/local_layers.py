@@ -73,7 +73,9 @@ class LogitsInSlices(LocalLayer):
 
     def __init__(self, replaced: nn.Cell, here: Here):
         super().__init__()
-        self.scatters, self.shared = here.parallel.sequence_parallel, here.mesh.tp > 1
+        keeps_tokens = here.parallel.gathered_tokens == "kept"
+        self.tokens = TokensOverTp(here) if keeps_tokens else None
+        self.scatters, self.shared = here.parallel.sequence_parallel and not keeps_tokens, here.mesh.tp > 1
         self.again, self.weight = here.parallel.recompute != "none", weight_layer(here)
         self.most_slices = most_logit_slices(here.parallel)
         self.size = replaced.vocab_size // here.mesh.tp
@@ -171,6 +173,8 @@ class LogitsInSlices(LocalLayer):
         return of_hidden, self.of_weight(gradient, hidden), ops.zeros_like(labels)
 
     def construct(self, hidden, weight, labels):
+        if self.tokens is not None:
+            hidden = self.tokens(hidden)
         outputs = self.rows(hidden, self.weight(weight), labels)
         return outputs[0], outputs[1]
 

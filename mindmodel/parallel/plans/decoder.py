@@ -27,13 +27,9 @@ COLUMNS = (f"{LAYER}.attention.qkv.linear", f"{LAYER}.mlp.gate_up.linear")
 ROWS = (f"{LAYER}.attention.out.linear", f"{LAYER}.mlp.down.linear")
 """Products whose inputs are cut over tp."""
 
-ELEMENTWISE = (
-    ".attention_norm.residual_norm.rms_norm",
-    ".mlp_norm.residual_norm.rms_norm",
-    ".mlp.swiglu.swiglu",
-    ".mlp.swiglu.flat",
-)
-"""Of a layer, what is cheap to compute again."""
+NORMS = (".attention_norm.residual_norm.rms_norm", ".mlp_norm.residual_norm.rms_norm")
+SWIGLU = (".mlp.swiglu.swiglu", ".mlp.swiglu.flat")
+"""With norms, what of a layer is cheap to compute again."""
 
 
 def decoder_plan(model: ModelSection, parallel: ParallelSection) -> Plan:
@@ -172,9 +168,11 @@ def _blocks(model: ModelSection, parallel: ParallelSection, residual: Axis) -> t
 def _head_and_loss(parallel: ParallelSection, residual: Axis) -> tuple[LayoutRule, ...]:
     row: Cuts = (TOKENS, None)  # one number a token
     kept = () if parallel.recompute != "none" else ((TOKENS, TP),)
-    inputs: tuple[Cuts, ...] = ((residual, None), (TP, None), (TOKENS,))
+    keeps_tokens = parallel.gathered_tokens == "kept"
+    inputs: tuple[Cuts, ...] = ((TOKENS if keeps_tokens else residual, None), (TP, None), (TOKENS,))
     return (
         _norm("decoder.norm.rms_norm", residual),
+        *((_gathered(f"{HEAD}.tokens.tokens", residual),) if keeps_tokens else ()),
         _columns("decoder.head.linear.matmul"),
         LayoutRule(path=f"{HEAD}.rows", inputs=inputs, outputs=(row, row, *kept)),
         *(_rule(f"{LOSS}.{name}", row) for name in ("total", "total_square")),
@@ -230,9 +228,10 @@ def _head_in_layers(model: ModelSection) -> float:
 def _recompute(model: ModelSection, parallel: ParallelSection) -> tuple[RecomputeRule, ...]:
     """full: whole blocks; selective: norms and SwiGLU, no matrix products. The first layers of a stage, where limited.
 
-    Gathered tokens are never kept.
+    Tokens are gathered again, unless they are kept; then what norms give is not read again.
     """
-    tokens = tuple(RecomputeRule(path=f"{path}.tokens.gather") for path in COLUMNS if parallel.sequence_parallel)
+    again = parallel.sequence_parallel and parallel.gathered_tokens == "again"
+    tokens = tuple(RecomputeRule(path=f"{path}.tokens.gather") for path in COLUMNS if again)
     return (*tokens, *_recomputed_layers(model, parallel))
 
 
@@ -243,5 +242,6 @@ def _recomputed_layers(model: ModelSection, parallel: ParallelSection) -> tuple[
     stages = [stage for stage, _ in places]
     limit = model.num_layers if parallel.recompute_layers is None else parallel.recompute_layers
     chosen = [index for index, stage in enumerate(stages) if stages[:index].count(stage) < limit]
-    within = ("",) if parallel.recompute == "full" else ELEMENTWISE
+    cheap = SWIGLU if parallel.gathered_tokens == "kept" else NORMS + SWIGLU
+    within = ("",) if parallel.recompute == "full" else cheap
     return tuple(RecomputeRule(path=f"decoder.layers.{index}{path}") for index in chosen for path in within)
