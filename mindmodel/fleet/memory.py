@@ -216,12 +216,16 @@ def _cast(rank: RankSizes, held: Held) -> int:
 
 
 def _at_head_backward(rank: RankSizes, state: MemoryEstimate) -> MemoryEstimate:
-    """The gradient of the output layer's weight beside that of the logits."""
+    """The gradient of the output layer's weight beside that of the logits. With micro-batches that of the tokens has
+    been computed and, where they were gathered, scattered.
+    """
     before, head = _at_loss(rank, state), rank.held.get(_head_name(rank))
     if not rank.is_last or head is None:
         return before
     logits = rank.value_bytes * rank.tokens * rank.vocabulary
-    return dataclasses.replace(before, gradients=state.gradients + _added(rank, head), logits=logits)
+    is_scattered = rank.recipe.parallel.sequence_parallel and rank.accumulates and not _slices_accumulators(rank)
+    values = (rank.tokens + rank.stream_tokens) * rank.recipe.model.hidden_size if is_scattered else 0
+    return _with(dataclasses.replace(before, logits=logits), rank, values, _added(rank, head))
 
 
 def _recompute_of_last_layer(rank: RankSizes) -> str:
