@@ -75,19 +75,20 @@ def _slices_accumulators(rank: RankSizes) -> bool:
 def _constants(rank: RankSizes) -> int:
     """Masks, cosines and sines, token ids.
 
-    Micro-batches share one graph, of whose layers MindSpore copies the constants: for each pass, one pass more where a
-    layer is computed again. Stages before the last have each constant twice, and copies of masks too.
+    Micro-batches share one graph, and each layer in it has tables of its own, twice where it is computed again; in stages
+    before the last masks too, and tables for queries and for keys.
     """
     recipe = rank.recipe
     table = rank.value_bytes * recipe.data.seq_len // rank.mesh.cp * (recipe.model.head_size or 0)
     ids = 2 * 4 * recipe.padded_sequences * recipe.data.seq_len
     if not rank.accumulates or rank.is_alone:
         return MASK_BYTES + 2 * table + ids
-    passes = 2 * rank.num_layers + rank.num_repeated
+    layers, again = rank.num_layers, rank.num_repeated
     if rank.is_last and recipe.parallel.interleave == 1:
-        masks, tables = 2, 2 * passes + 2
+        passes = 2 if again else 1
+        masks, tables = passes, layers + again + passes
     else:
-        masks, tables = passes, 4 * passes
+        masks, tables = layers + again, 2 * (layers + again)
     zeros = 4 * rank.held[TABLE].own if rank.has_copy and _gathers(rank) else 0
     return masks * MASK_BYTES + tables * table + ids + zeros
 

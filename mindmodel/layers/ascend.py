@@ -106,12 +106,14 @@ class CausalAttentionAscend(nn.Cell):
         k = k.reshape((-1, seq_len, num_kv_heads, size))
         if q_norm is not None:
             q, k = q_norm(q), k_norm(k)
-        cos, sin = ops.cast(self.cos, x.dtype), ops.cast(self.sin, x.dtype)
+        # What waits for an input is no constant: those MindSpore copies for every use where micro-batches share a graph.
+        cos, sin = ops.depend(ops.cast(self.cos, x.dtype), x), ops.depend(ops.cast(self.sin, x.dtype), x)
+        mask = ops.depend(self.mask, x)
         q, k = self.q_rope(q, cos, sin, 0), self.k_rope(k, cos, sin, 0)
         q = q.reshape((-1, seq_len, self.num_heads * size))
         k = k.reshape((-1, seq_len, num_kv_heads * size))
         v = v.reshape((-1, seq_len, num_kv_heads * size))
-        attended = self.flash_attention(q, k, v, None, None, None, self.mask, None, None, None)[3]
+        attended = self.flash_attention(q, k, v, None, None, None, mask, None, None, None)[3]
         return attended.reshape((-1, self.num_heads * size))
 
 

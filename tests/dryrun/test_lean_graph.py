@@ -20,9 +20,10 @@ LAYOUTS = {
     "plain": {},
     "selective, summed in bfloat16": {"recompute": "selective", "reduce_dtype": "compute"},
     "micro-batches": {"recompute": "selective", "micro_batches": 2},
+    "tokens kept": {"gathered_tokens": "kept"},
 }
 SUMMED = "selective, summed in bfloat16"
-LAYER_KERNELS = {"plain": 30, SUMMED: 42}
+LAYER_KERNELS = {"plain": 30, SUMMED: 42, "tokens kept": 30}
 """In a layer: cast and transposed products of four weights, norms and what is added, rotation, attention, SwiGLU."""
 
 
@@ -76,6 +77,16 @@ def test_activations_go_over_tp_in_the_compute_dtype(report):
         assert bytes_by_dtype(report, kind, "tp").get("float32", 0) < TOKENS * SIZES["hidden_size"]
 
 
+def test_kept_tokens_are_gathered_once(reports):
+    """Each output of a norm, and the gradient of each product that is summed over tp; of the head the former."""
+    again, kept = (
+        sum(c.count for c in reports[name].collectives if (c.kind, c.axes) == ("AllGather", ("tp",)))
+        for name in ("plain", "tokens kept")
+    )
+    layers = SIZES["num_layers"]
+    assert (again, kept) == (6 * layers + 3, 4 * layers + 2)
+
+
 def test_logits_are_there_once_in_the_compute_dtype(report):
     logits = [group for group in report.live.groups if group.kind == "logits"]
     assert [group for group in logits if group.dtype != "bf16" and group.shape[0] > TOKENS // SLICES] == []
@@ -92,6 +103,13 @@ def test_one_mask_and_one_pair_of_rotary_tables_are_in_memory(reports):
     for name in LAYER_KERNELS:
         constants = reports[name].live.by_kind["constants"]
         assert mask + 2 * table <= constants < mask + 2 * table + (1 << 17)
+
+
+def test_micro_batches_have_no_copies_of_constants_for_every_pass(reports):
+    groups = [group for group in reports["micro-batches"].live.groups if group.kind == "constants"]
+    masks = sum(group.count for group in groups if group.shape == (2048, 2048))
+    tables = sum(group.count for group in groups if group.shape[:2] == (1, TOKENS))
+    assert (masks, tables) == (1, SIZES["num_layers"] + 1)
 
 
 @pytest.mark.parametrize("layout", LAYER_KERNELS)
