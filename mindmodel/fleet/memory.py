@@ -259,13 +259,18 @@ def _again(rank: RankSizes) -> bool:
 
 
 def _at_last_swiglu(rank: RankSizes, state: MemoryEstimate) -> MemoryEstimate:
-    """Gradients of its result, which is gone, and of both its sides."""
+    """Gradients of its result, which is gone, and of both its sides. In a layer that is recomputed before another stage's
+    the gradient of the weight after it comes first, beside that of its result.
+    """
     before, recompute = _in_last_layer(rank, state), _recompute_of_last_layer(rank)
     more = (3 if recompute == "selective" else 2) * _ffn(rank)
     if not rank.accumulates:
         products = ["mlp.down.weight"] if recompute != "full" else []
         gradients = sum(_summed(rank, rank.held[name]) for name in [_head_name(rank), *products])
         return _with(before, rank, more, gradients)
+    if recompute == "full" and not rank.is_last:
+        values = _ffn(rank) + rank.tokens * rank.recipe.model.hidden_size
+        return _with(before, rank, values, _added(rank, rank.held["mlp.down.weight"]))
     if recompute != "none":
         more += rank.tokens * rank.recipe.model.hidden_size  # the layer's gradient, as its last product takes it
     summed = _summed(rank, rank.held["mlp.down.weight"]) if _slices_accumulators(rank) else 0
