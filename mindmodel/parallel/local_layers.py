@@ -198,6 +198,19 @@ class TokensOverTp(LocalLayer):
         return self.tokens(x)
 
 
+class NormApart(nn.Cell):
+    """As ResidualNormAscend, but not fused with the addition before it: where weights are gathered again for the backward
+    pass, a norm that is computed again would have that addition wait for a gradient, which waits for it.
+    """
+
+    def __init__(self, replaced: nn.Cell, here: Here):
+        super().__init__()
+        self.rms_norm = replaced.rms_norm
+
+    def construct(self, x, weight):
+        return x, self.rms_norm(ops.depend(x, weight), ops.cast(weight, x.dtype))[0]
+
+
 class WeightInDtype(LocalLayer):
     """A weight in the dtype of products. Inputs: weight float32. Outputs: as the weight, in that dtype."""
 
@@ -310,6 +323,7 @@ class EmbeddingOverRanks(LocalLayer):
 LAYERS: dict[str, Callable[[nn.Cell, Here], nn.Cell]] = {
     "embedding": EmbeddingOverRanks,
     "logits": LogitsInSlices,
+    "norm apart": NormApart,
     "linear": partial(LinearOverRanks, tokens=False),
     "linear of tokens": partial(LinearOverRanks, tokens=True),
 }

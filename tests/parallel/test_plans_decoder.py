@@ -19,6 +19,7 @@ LAYOUTS = {
     "alone": ParallelSection(dp=1),
     "dp tp": ParallelSection(dp=2, tp=2),
     "sequence_parallel": ParallelSection(dp=2, tp=2, sequence_parallel=True),
+    "parameters": ParallelSection(dp=2, shard_optimizer="parameters", recompute="full"),
     "tokens kept": ParallelSection(dp=2, tp=2, sequence_parallel=True, gathered_tokens="kept"),
     "cp": ParallelSection(dp=1, cp=4),
     "copied heads": ParallelSection(dp=1, tp=8),
@@ -168,6 +169,7 @@ def test_layers_that_gather_sum_and_slice_by_themselves_stand_where_the_layout_n
     assert own_layers("recompute") == ["logits"]
     assert own_layers("dp tp") == ["logits", "embedding"]
     assert own_layers("sequence_parallel") == ["logits", "embedding", *["linear of tokens"] * 2]
+    assert own_layers("parameters") == ["logits", "norm apart", "norm apart"]
     assert own_layers("compute") == ["logits", "embedding", *["linear of tokens"] * 2, *["linear"] * 2]
 
 

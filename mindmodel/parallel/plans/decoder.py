@@ -100,6 +100,8 @@ def _local(parallel: ParallelSection) -> tuple[LocalRule, ...]:
         found.append(LocalRule(path=EMBEDDING, layer="embedding"))
     if parallel.sequence_parallel:
         found += [LocalRule(path=path, layer="linear of tokens") for path in COLUMNS]
+    if _norms_wait_for_gradients(parallel):
+        found += [LocalRule(path=f"{LAYER}{path}".removesuffix(".rms_norm"), layer="norm apart") for path in NORMS]
     if sums_in_compute_dtype(parallel):
         paths = ROWS if parallel.sequence_parallel else COLUMNS + ROWS
         found += [LocalRule(path=path, layer="linear") for path in paths]
@@ -115,6 +117,12 @@ def sums_in_compute_dtype(parallel: ParallelSection) -> bool:
     """Whether ranks with copies of a weight sum its gradients in the compute dtype."""
     mesh = mesh_of(parallel)
     return parallel.reduce_dtype == "compute" and mesh.dp * mesh.cp > 1
+
+
+def _norms_wait_for_gradients(parallel: ParallelSection) -> bool:
+    """Whether norms are computed again with weights gathered again; not so where micro-batches share a graph."""
+    alone = mesh_of(parallel).pp == parallel.micro_batches == 1
+    return alone and parallel.shard_optimizer == "parameters" and parallel.recompute != "none"
 
 
 def _own_embedding(parallel: ParallelSection) -> bool:
