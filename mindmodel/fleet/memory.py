@@ -282,7 +282,8 @@ def _at_last_gate_up(rank: RankSizes, state: MemoryEstimate) -> MemoryEstimate:
     its input, which may be there again.
 
     Without micro-batches the gradient of its input is there too, and that of its weight done, for which alone what the
-    norm gave was kept; and the head's sum is in use as long as the backward pass waits for a layer to be recomputed.
+    norm gave was kept; and the head's sum is in use where the backward pass waits for other ranks before a layer is
+    recomputed.
     """
     before, recompute = _in_last_layer(rank, state), _recompute_of_last_layer(rank)
     hidden = rank.recipe.model.hidden_size
@@ -293,8 +294,10 @@ def _at_last_gate_up(rank: RankSizes, state: MemoryEstimate) -> MemoryEstimate:
         gathered = arrays * rank.tokens * hidden
         return _with(before, rank, gathered - gone, _added(rank, rank.held["mlp.gate_up.weight"]))
     head, tokens = rank.held[_head_name(rank)], rank.tokens - _input_tokens(rank, recompute)
-    gradients = _summed(rank, head) if recompute == "full" and not rank.sums_in_compute else 4 * head.own
-    return _with(before, rank, tokens * hidden - gone, gradients + _feed_forward_gradients(rank))
+    waits = recompute == "full" and not rank.sums_in_compute and rank.mesh.tp > 1
+    gradients = _waiting(rank) or (_summed(rank, head) if waits else 4 * head.own)
+    summed = _with(before, rank, tokens * hidden - gone, gradients + _feed_forward_gradients(rank))
+    return _cast_or_summed(rank, summed)
 
 
 def _with(before: MemoryEstimate, rank: RankSizes, values: int, gradients: int) -> MemoryEstimate:
@@ -313,6 +316,25 @@ def _feed_forward_gradients(rank: RankSizes) -> int:
     return sum(_summed(rank, rank.held[name]) for name in ("mlp.gate_up.weight", "mlp.down.weight"))
 
 
+def _waiting(rank: RankSizes) -> int:
+    """Bytes of a tied table's gradient from the output layer, until that of its rows is added; 0 where it is not tied."""
+    if not rank.recipe.model.tied_embeddings:
+        return 0
+    return 4 * (rank.held[TABLE].own if rank.sums_in_compute else rank.held[TABLE].whole)
+
+
+def _cast_or_summed(rank: RankSizes, summed: MemoryEstimate) -> MemoryEstimate:
+    """The higher of the moment when the gradient before SwiGLU is summed, and the one before that, when it is cast and
+    its input's is not there yet.
+    """
+    gate_up = rank.held["mlp.gate_up.weight"]
+    if rank.sums_in_compute:
+        return summed
+    values = -rank.tokens * rank.recipe.model.hidden_size
+    cast = _with(summed, rank, values, _cast(rank, gate_up) - _summed(rank, gate_up))
+    return max(summed, cast, key=lambda estimate: estimate.total)
+
+
 def _at_first_layer(rank: RankSizes, state: MemoryEstimate) -> MemoryEstimate:
     """The first layer's product before SwiGLU, without micro-batches: gradients of all other layers are there, ready
     for the optimizer. Where it is recomputed, tokens for attention's first product have been gathered.
@@ -323,22 +345,28 @@ def _at_first_layer(rank: RankSizes, state: MemoryEstimate) -> MemoryEstimate:
     done = rank.num_own - rank.held[TABLE].own - sum(held.own // held.count for held in layers)
     down, hidden = rank.value_bytes * rank.held["mlp.down.weight"].whole, rank.recipe.model.hidden_size
     gathered = rank.tokens * hidden + ((rank.tokens - rank.stream_tokens) * hidden if rank.num_repeated else 0)
-    return dataclasses.replace(
+    summed = dataclasses.replace(
         state,
         weights=state.weights + max(_layer_weights(rank) - down, 0) // rank.num_layers,
-        gradients=4 * done + _feed_forward_gradients(rank),
+        gradients=4 * done + _waiting(rank) + _feed_forward_gradients(rank),
         activations=_kept_of_layer(rank, False) + rank.value_bytes * (gathered - _ffn(rank)),
     )
+    return _cast_or_summed(rank, summed)
 
 
 def _at_embedding(rank: RankSizes, state: MemoryEstimate) -> MemoryEstimate:
-    """Without micro-batches, the table's gradient, beside all others; that of a tied one is the sum of two."""
+    """Without micro-batches, the table's gradient, beside all others; that of a tied one is the sum of two. Of the first
+    layer what is summed in the compute dtype is still in use, where no collective of tp has been waited for.
+    """
     if rank.accumulates:
         return state
     table, others = rank.held[TABLE], rank.num_own - rank.held[TABLE].own
     computed = max(_cast(rank, table) if rank.has_own_embedding else 4 * table.whole, _summed(rank, table))
     if rank.recipe.model.tied_embeddings:
         computed = computed + 4 * table.own if rank.sums_in_compute else 3 * 4 * table.whole
+    if rank.sums_in_compute and rank.mesh.tp == 1:
+        products = [rank.held[name] for name in PRODUCTS]
+        computed += sum(rank.value_bytes * held.whole - 2 * held.own for held in products) // rank.num_layers
     return dataclasses.replace(state, gradients=4 * others + computed)
 
 
