@@ -11,7 +11,7 @@ import numpy as np
 from mindspore import Tensor
 from mindspore import dtype as mstype
 from mindspore import mint, nn, ops
-from mindspore.ops.auto_generate import RmsNorm, RotaryPositionEmbedding, SplitWithSize, SumExt, Swiglu
+from mindspore.ops.auto_generate import Dot, RmsNorm, RotaryPositionEmbedding, SplitWithSize, SumExt, Swiglu
 from mindspore.ops.operations.nn_ops import FlashAttentionScore
 
 from mindmodel.layers.kernels import Kernels
@@ -165,12 +165,17 @@ class HeadLossAscend(nn.Cell):
 
 
 class SquareSumAscend(nn.Cell):
-    """Sum of all squares. Inputs: tuple of float32 tensors. Outputs: scalar."""
+    """Sum of all squares, by one kernel a tensor. Inputs: tuple of float32 tensors. Outputs: scalar."""
+
+    def __init__(self):
+        super().__init__()
+        self.dot = Dot()
 
     def construct(self, tensors):
         total = Tensor(0.0, mstype.float32)
         for tensor in tensors:
-            total = total + mint.sum(mint.square(tensor))
+            flat = tensor.reshape((-1,))
+            total = total + self.dot(flat, flat)
         return total
 
 
