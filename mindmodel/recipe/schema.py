@@ -90,6 +90,9 @@ class ParallelSection:
     cp: Union[int, Literal["auto"]] = key("context parallel degree", 1, minimum=1)
     micro_batches: int = key("parts of a rank's sequences; gradients are summed over them", 1, minimum=1)
     sequence_parallel: bool = key("norms and residuals split over the tp ranks", False)
+    gathered_tokens: Literal["again", "kept"] = key(
+        "what sequence_parallel gathers for products, in the backward pass; kept: more memory, fewer bytes sent", "again"
+    )
     shard_optimizer: Literal["none", "states", "gradients", "parameters"] = key(
         "what is split over the dp ranks", "none"
     )
