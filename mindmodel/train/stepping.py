@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager, nullcontext
-from typing import Iterator
+from contextlib import nullcontext
 
 from mindmodel.checkpoint.layout import optimizer_placements, weight_placements
 from mindmodel.checkpoint.load import Checkpoint, HeldTensors
@@ -78,18 +77,14 @@ class Stepping:
         with self.slow_ranks.reading():
             batch = self.batch_of(step)
         self.heartbeat.beat("compiling" if first else "step", step)
-        with self._compiling() if first else nullcontext():
+        compiling = self.runtime.compiling("the training graph", self.terminal, kept=True) if first else nullcontext()
+        with compiling:
             outputs = [output.asnumpy() for output in self.built.run(batch, lr)]
         loss, norm, applied = float(outputs[0]), float(outputs[1]), bool(outputs[2])
         if not applied:
             self._not_finite(step, loss, norm)
         self.step = step
         return loss, norm, lr
-
-    @contextmanager
-    def _compiling(self) -> Iterator[None]:
-        with self.terminal.working("compiling the training graph"), self.runtime.cache.compiling(kept=True):
-            yield
 
     def _not_finite(self, step: int, loss: float, norm: float) -> None:
         found = f"step {step}: loss {loss}, gradient norm {norm}: not finite"
