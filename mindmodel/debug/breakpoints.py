@@ -1,4 +1,7 @@
-"""Python's debugger in a Cell, and the line at which a step failed. For PyNative mode, where Python runs the Cells."""
+"""Python's debugger in a Cell, and the line at which a step failed. For PyNative mode, where Python runs the Cells.
+
+Imports no mindspore.
+"""
 
 from __future__ import annotations
 
@@ -6,27 +9,29 @@ import linecache
 import pdb
 import sys
 import traceback
+from contextlib import contextmanager
 from functools import wraps
-from pathlib import Path
 from types import FrameType
-from typing import Any, Callable, Optional
+from typing import TYPE_CHECKING, Any, Callable, Iterator, Optional
 
-import mindspore
-from mindspore import nn
-
-from mindmodel.errors import GraphError
+from mindmodel.errors import GraphError, TrainingError, first_line
+from mindmodel.machine import package_folder
 from mindmodel.recipe.values import nearest
 
-MINDSPORE = str(Path(mindspore.__file__).parent)
+if TYPE_CHECKING:
+    from mindspore import nn
+
+LEFT = 130
+"""Exit code of a command that the user has left from the debugger."""
 
 
-def places(network: nn.Cell) -> dict[str, nn.Cell]:
+def places(network: "nn.Cell") -> dict[str, "nn.Cell"]:
     """The Cells of a network by their path, such as `layers.0.attention`, `norm` and `loss`."""
     named = {name.removeprefix("decoder").removeprefix("."): cell for name, cell in network.cells_and_names()}
     return {name: cell for name, cell in named.items() if name}
 
 
-def break_at(network: nn.Cell, place: str) -> None:
+def break_at(network: "nn.Cell", place: str) -> None:
     """Open Python's debugger on the first line of a Cell's construct, every time that it is called.
 
     Args:
@@ -70,9 +75,25 @@ def _debugged(construct: Callable) -> Callable:
     return stopping
 
 
-def failing_line(error: BaseException) -> str:
-    """The innermost line outside of MindSpore that an error comes from: `file:line, in function: code`."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(MINDSPORE)]
-    frame = frames[-1]
+@contextmanager
+def failure_named(step: int) -> Iterator[None]:
+    """A block that makes a step: what an operator, or Python in a construct, raises becomes one message with the line.
+
+    Raises:
+        TrainingError: as that message.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+        raise TrainingError(
+            f"step {step}: {type(error).__name__}: {first_line(error)}. {_failing_line(error)}. The same command with "
+            "--debug shows all calls."
+        ) from error
+
+
+def _failing_line(error: BaseException) -> str:
+    """The innermost line outside of MindSpore: `file:line, in function: code`."""
+    mindspore, frames = str(package_folder("mindspore")), traceback.extract_tb(error.__traceback__)
+    frame = [frame for frame in frames if not frame.filename.startswith(mindspore)][-1]
     code = linecache.getline(frame.filename, frame.lineno or 0).strip()
     return f"{frame.filename}:{frame.lineno}, in {frame.name}: {code}"

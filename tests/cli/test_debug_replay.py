@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from command import Session
 
 from mindmodel.cli.main import main
 
@@ -27,12 +28,19 @@ def test_steps_from_a_checkpoint_are_the_same_bit_for_bit_and_the_run_is_only_re
 def test_from_the_beginning_in_pynative_mode_the_first_differing_step_is_named(finished, tmp_path):
     run = finished.copy("run", tmp_path / "copy")
     was = run.losses[2][0]
-    rewritten(run, lambda row: {**row, "loss": row["loss"] * (1 + 1e-6)} if row.get("step") == 2 and "loss" in row else row)
+    rewritten(run, lambda row: {**row, "loss": was * (1 + 1e-6)} if row.get("step") == 2 and "loss" in row else row)
     done = finished("debug", "replay", run.path, "runtime.mode=pynative", "--from", 0, "--to", 3)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "weights: fresh" in done.stdout and "one by one from Python" in done.stdout
     assert f"step 2: loss {was:.9g}" in done.stdout and "(1.0e-06 of it)" in done.stdout
     assert done.stdout.endswith("1 of 3 steps differ, the first is step 2\n")
+
+
+def test_the_debugger_opens_in_the_steps_after_the_first_that_is_asked_for(finished):
+    arguments = ("-m", "mindmodel", "debug", "replay", "run", "--from", 26, "--to", 28, "--break", "layers.0.mlp")
+    session = Session(finished, arguments, ["p 'rows', x.shape", "q"])
+    assert session.output.count("step 26: loss") == 1 and "('rows', (128, 32))" in session.output
+    assert session.code == 130 and "left in step 27" in session.output
 
 
 @pytest.fixture

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import pty
 import re
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
+from command import Session
 
 from mindmodel.cli.debug import step as verb
 from mindmodel.cli.debug.step import in_pynative
-from mindmodel.errors import TrainingError
 
 SCRIPT = """
 import sys
@@ -30,35 +26,6 @@ mlp.MLP.construct = construct
 sys.exit(main(sys.argv[1:]))
 """
 """A user's change to a layer."""
-
-
-class Session:
-    """A command on a terminal of its own, and a person who answers each prompt of the debugger."""
-
-    def __init__(self, command, arguments, answers):
-        ours, its = pty.openpty()
-        self.process = subprocess.Popen(
-            [sys.executable, *map(str, arguments)], cwd=command.folder, env={**command.env, "COLUMNS": "400"},
-            stdin=its, stdout=its, stderr=its, start_new_session=True,
-        )
-        os.close(its)
-        self.output = ""
-        for answer in [*answers, None]:
-            seen = len(self.output)
-            while "(Pdb) " not in self.output[seen:] and self._read(ours):
-                pass
-            if answer is not None:
-                os.write(ours, f"{answer}\n".encode())
-        os.close(ours)
-        self.code = self.process.wait(60)
-
-    def _read(self, ours) -> bool:
-        try:
-            chunk = os.read(ours, 4096)
-        except OSError:  # the last one at the other end has gone
-            return False
-        self.output += chunk.decode(errors="replace")
-        return bool(chunk)
 
 
 @pytest.fixture(scope="module")
@@ -116,19 +83,6 @@ def stepping(one_step):
 
 def test_a_line_tells_what_happened_in_a_step():
     line = verb._one_step(stepping(lambda: (6.25, 2.0, 3e-4)))
-    assert re.fullmatch(
-        r"step 3: loss 6\.250000, gradient norm 2\.000000, clipped to 1, learning rate 0\.0003, 2,048 tokens in .* s", line
-    )
+    assert line.startswith("step 3: loss 6.250000, gradient norm 2.000000, clipped to 1, learning rate 0.0003, ")
+    assert re.search(r", 2,048 tokens in \d+\.\d s$", line)
     assert "clipped" not in verb._one_step(stepping(lambda: (6.25, 0.5, 3e-4)))
-
-
-def test_what_fails_in_a_step_is_one_message_with_the_line(runtime):
-    def one_step():
-        raise RuntimeError("For 'MatMul', shapes do not fit.\nC++ call stack")
-
-    with pytest.raises(TrainingError) as caught:
-        verb._one_step(stepping(one_step))
-    assert re.match(
-        r"step 4: RuntimeError: For 'MatMul', shapes do not fit\. \S+test_debug_step\.py:\d+, in one_step: raise .*--debug",
-        str(caught.value),
-    )

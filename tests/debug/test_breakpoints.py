@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from mindmodel.errors import GraphError
+from mindmodel.debug.breakpoints import break_at, failure_named, places
+from mindmodel.errors import GraphError, TrainingError
 from mindmodel.recipe.rules import with_defaults
 
 
@@ -17,8 +20,6 @@ def network(runtime, small_recipe):
 
 
 def test_a_cell_has_the_place_that_a_layout_and_a_checkpoint_know_it_by(network):
-    from mindmodel.debug.breakpoints import places
-
     cells = places(network)
     assert cells["layers.0.attention"] is network.decoder.layers[0].attention
     assert {"embedding", "layers.0.mlp.down", "norm", "head", "loss"} <= set(cells)
@@ -28,19 +29,17 @@ def test_a_cell_has_the_place_that_a_layout_and_a_checkpoint_know_it_by(network)
     "place, hint", [("layer.0.attention", "Did you mean 'layers.0.attention'?"), ("x", "There are embedding, layers,")]
 )
 def test_a_place_without_a_cell_is_refused_with_what_there_is(network, place, hint):
-    from mindmodel.debug.breakpoints import break_at
-
     with pytest.raises(GraphError) as caught:
         break_at(network, place)
     assert f"--break {place}: the model has no such Cell. {hint}" in str(caught.value)
 
 
-def test_the_failing_line_is_the_innermost_outside_of_mindspore():
+def test_the_failing_line_is_the_innermost_outside_of_mindspore(runtime):
     from mindspore import Tensor, ops
 
-    from mindmodel.debug.breakpoints import failing_line
-
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(TrainingError) as caught, failure_named(4):
         ops.reshape(Tensor([1.0, 2.0]), (3,)).asnumpy()
-    line = failing_line(caught.value)
-    assert "test_breakpoints.py:" in line and line.endswith(": ops.reshape(Tensor([1.0, 2.0]), (3,)).asnumpy()")
+    message = str(caught.value)
+    assert message.startswith("step 4: ValueError: ")
+    assert re.search(r"test_breakpoints\.py:\d+, in test_the_failing_line\w+: ops\.reshape\(", message)
+    assert message.endswith("The same command with --debug shows all calls.")

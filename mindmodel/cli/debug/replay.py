@@ -3,22 +3,26 @@
 examples:
   mindmodel debug replay runs/tiny --from 300 --to 310
   mindmodel debug replay runs/tiny --from 300 --to 310 runtime.mode=pynative
+  mindmodel debug replay runs/tiny --from 309 --to 310 --break layers.0.attention
   mindmodel debug replay runs/cluster --from 1000 --to 1001 --single
 
 It begins at the newest whole checkpoint at or before step N, or at the run's beginning, and compares with what
 metrics.jsonl says; of steps between two lines (log.every) nothing is known. key=value changes this replay alone, as
-another mode, other kernels or threads. The run is only read, also while it goes on.
+another mode, other kernels or threads. --break opens pdb in the steps after N, in PyNative mode. The run is only read,
+also while it goes on.
 
-exit code: 0 all that was compared is the same; 1 a step differs, the first one is named.
+exit code: 0 all that was compared is the same; 1 a step differs, the first one is named; 130 left from the debugger.
 """
 
 from __future__ import annotations
 
 import argparse
+import bdb
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mindmodel.cli.arguments import at_least
+from mindmodel.cli.arguments import add_break_argument, at_least
+from mindmodel.debug.breakpoints import LEFT, break_at, failure_named
 from mindmodel.debug.recorded import Numbers, recorded
 from mindmodel.debug.replayed import Replay, find_replay, in_memory
 from mindmodel.errors import CheckpointError
@@ -34,12 +38,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="for this replay: runtime.mode=pynative")
     parser.add_argument("--from", dest="first", type=at_least(0), required=True, metavar="N", help="step to begin at")
     parser.add_argument("--to", dest="last", type=at_least(1), required=True, metavar="M", help="last step to make")
+    add_break_argument(parser)
     parser.add_argument("--single", action="store_true", help="what several ranks have trained, in one process")
 
 
 def run(args: argparse.Namespace) -> int:
     terminal = Terminal()
-    replay = find_replay(args.run_folder, args.first, terminal, overrides=args.overrides, single=args.single)
+    keys = [*args.overrides, *(["runtime.mode=pynative"] if args.place else [])]
+    replay = find_replay(args.run_folder, args.first, terminal, overrides=keys, single=args.single)
     _refuse_range(replay, args.first, args.last)
     rows = recorded(replay.rows)
     start = replay.opened.position.step
@@ -48,7 +54,12 @@ def run(args: argparse.Namespace) -> int:
             f"{replay.opened.folder.metrics_file}: tells of no step from {start + 1} to {args.last}, so there is "
             f"nothing to compare; it has a line every {replay.opened.recipe.log.every} steps. Use a larger --to."
         )
-    return _compare(in_memory(replay.opened, terminal), rows, args.last, terminal)
+    stepping = in_memory(replay.opened, terminal)
+    try:
+        return _compare(stepping, rows, args, terminal)
+    except bdb.BdbQuit:
+        terminal.say(f"left in step {stepping.step + 1}")
+        return LEFT
 
 
 def _refuse_range(replay: Replay, first: int, last: int) -> None:
@@ -64,11 +75,14 @@ def _refuse_range(replay: Replay, first: int, last: int) -> None:
         )
 
 
-def _compare(stepping: "Stepping", rows: dict[int, Numbers], last: int, terminal: Terminal) -> int:
+def _compare(stepping: "Stepping", rows: dict[int, Numbers], args: argparse.Namespace, terminal: Terminal) -> int:
     """Make the steps; gives the exit code."""
     differing, compared, start = [], 0, stepping.step
-    while stepping.step < last:
-        loss, norm, _ = stepping.one_step()
+    while stepping.step < args.last:
+        if args.place and stepping.step == args.first:
+            break_at(stepping.built.step.network, args.place)
+        with failure_named(stepping.step + 1):
+            loss, norm, _ = stepping.one_step()
         step, made = stepping.step, Numbers.of(loss, norm)
         if step not in rows:
             terminal.status(f"step {step}: {made}, not in metrics.jsonl")
@@ -77,7 +91,7 @@ def _compare(stepping: "Stepping", rows: dict[int, Numbers], last: int, terminal
         unlike = ", ".join(made.unlike(rows[step]))
         differing += [step] if unlike else []
         terminal.say(f"step {step}: {made}: {unlike or 'the same'}")
-    unknown = last - start - compared
+    unknown = args.last - start - compared
     rest = f"; metrics.jsonl does not tell of the other {unknown}" if unknown else ""
     if differing:
         terminal.say(f"{len(differing)} of {compared} steps differ, the first is step {differing[0]}{rest}")

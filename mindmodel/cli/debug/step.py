@@ -18,14 +18,13 @@ import argparse
 import bdb
 import dataclasses
 import time
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Iterator
+from typing import TYPE_CHECKING
 
 from mindmodel.checkpoint.run_folder import RunFolder
-from mindmodel.cli.arguments import add_recipe_arguments, at_least
+from mindmodel.cli.arguments import add_break_argument, add_recipe_arguments, at_least
+from mindmodel.debug.breakpoints import LEFT, break_at, failure_named
 from mindmodel.debug.replayed import in_memory
-from mindmodel.errors import TrainingError, first_line
 from mindmodel.recipe.load import load_with_changes
 from mindmodel.recipe.schema import Recipe
 from mindmodel.terminal import Terminal
@@ -34,16 +33,12 @@ from mindmodel.train.run import OpenedRun, Position, for_this_machine, open_run,
 if TYPE_CHECKING:
     from mindmodel.train.stepping import Stepping
 
-LEFT = 130
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Of this subcommand."""
     add_recipe_arguments(parser)
     parser.add_argument("--steps", type=at_least(1), default=1, metavar="N", help="optimizer steps, default 1")
-    parser.add_argument(
-        "--break", dest="place", metavar="PLACE", help="open pdb in the construct of this Cell: layers.0.attention"
-    )
+    add_break_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -54,8 +49,6 @@ def run(args: argparse.Namespace) -> int:
     opened = _opened(in_pynative(for_this_machine(recipe)), terminal)
     stepping = in_memory(opened, terminal)
     if args.place is not None:
-        from mindmodel.debug.breakpoints import break_at
-
         break_at(stepping.built.step.network, args.place)
     try:
         for _ in range(args.steps):
@@ -83,7 +76,7 @@ def _opened(recipe: Recipe, terminal: Terminal) -> OpenedRun:
 def _one_step(stepping: "Stepping") -> str:
     """Make the next step; gives what happened in it."""
     start = time.perf_counter()
-    with _failing_line_named(stepping.step + 1):
+    with failure_named(stepping.step + 1):
         loss, norm, lr = stepping.one_step()
     clip = stepping.recipe.train.clip_norm
     clipped = f", clipped to {clip:g}" if 0 < clip < norm else ""
@@ -92,17 +85,3 @@ def _one_step(stepping: "Stepping") -> str:
         f"step {stepping.step}: loss {loss:.6f}, gradient norm {norm:.6f}{clipped}, learning rate {lr:.3g}, "
         f"{stepping.recipe.train.tokens_per_step:,} tokens in {seconds:.1f} s"
     )
-
-
-@contextmanager
-def _failing_line_named(step: int) -> Iterator[None]:
-    """What an operator, or Python in a construct, raises becomes one message that names the line."""
-    try:
-        yield
-    except (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
-        from mindmodel.debug.breakpoints import failing_line
-
-        raise TrainingError(
-            f"step {step}: {type(error).__name__}: {first_line(error)}. {failing_line(error)}. The same command with "
-            "--debug shows all calls."
-        ) from error
