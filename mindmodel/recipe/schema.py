@@ -167,6 +167,10 @@ class RuntimeSection:
     cpu_kernels: Literal["auto", "graph", "native"] = key(
         "graph: MindSpore's operators; native: C++, built at first use; auto: native where it can be built", "auto"
     )
+    mode: Literal["graph", "pynative"] = key(
+        "graph: a step is one compiled graph; pynative: Python runs its operators one by one, slowly: for breakpoints",
+        "graph",
+    )
     compile_cache: bool = key("keep compiled graphs, so that the next start of the same recipe is quicker", True)
     deterministic: bool = key("only kernels that give the same bits every time", False)
     devices_per_node: int = key("devices that share a machine and its fast links", 8, minimum=1)

@@ -2,6 +2,8 @@
 
 examples:
   mindmodel debug graph recipes/cpu/tiny.yaml
+  mindmodel debug step recipes/cpu/tiny.yaml --break layers.0.attention
+  mindmodel debug replay runs/tiny --from 300 --to 310
   mindmodel debug graph --help
 
 From a symptom to the command that finds its cause: docs/debugging.md.
@@ -16,6 +18,8 @@ from types import ModuleType
 SUBCOMMANDS = {
     "graph": "what the compiler made of a training step, and every operator without a kernel",
     "profile": "where the time of a training step goes, and its memory",
+    "step": "optimizer steps in PyNative mode, where breakpoints and prints work in a construct",
+    "replay": "steps of a run made again from a checkpoint: are they the same bit for bit?",
 }
 """Each is a file of this folder."""
 

@@ -29,7 +29,7 @@ from mindmodel.debug.difference import changes
 from mindmodel.debug.summary import GraphSummary, Missing, read_summary
 from mindmodel.dryrun.run import chosen_ranks
 from mindmodel.files import write_text_safely
-from mindmodel.parallel.environment import prepare_environment
+from mindmodel.parallel.environment import prepare_for
 from mindmodel.parallel.mesh import mesh_of
 from mindmodel.recipe.load import load_with_changes
 from mindmodel.recipe.rules import resolve_degrees
@@ -76,8 +76,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _on_cpu(recipe: Recipe, terminal: Terminal) -> CompiledStep:
-    recipe = dataclasses.replace(recipe, runtime=dataclasses.replace(recipe.runtime, device="cpu", compile_cache=False))
-    prepare_environment(recipe.runtime.threads, recipe.runtime.cpu_kernels)
+    runtime_keys = dataclasses.replace(recipe.runtime, device="cpu", mode="graph", compile_cache=False)
+    recipe = dataclasses.replace(recipe, runtime=runtime_keys)
+    prepare_for(recipe.runtime)
     with terminal.working("loading MindSpore"):
         from mindmodel.parallel.runtime import start_runtime
         from mindmodel.train.build import build
