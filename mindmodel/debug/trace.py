@@ -1,0 +1,124 @@
+"""What one training step computed, place by place, and the folder that keeps it. Imports no mindspore.
+
+A place is where in the model an array was taken: for activations and their gradients the path of the Cell that made
+them, such as `layers.0.attention.qkv`, in the order of the forward pass; for weights the parameter's name.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Mapping
+
+import numpy as np
+
+from mindmodel.checkpoint.tensor_file import TensorFile, write_tensors
+from mindmodel.data.loader import Batch
+from mindmodel.errors import TraceError
+from mindmodel.files import file_inside, read_json, sync_folder, write_folder_safely, write_text_safely
+
+KINDS = ("activation", "activation_grad", "weight_grad", "weight")
+"""Of arrays: outputs of Cells; gradients of the mean loss by them; by the weights, before clipping; the weights after
+the step."""
+INPUT = "input"
+"""Kind, in the file, of the batch: its places are `ids` and `labels`."""
+INDEX_NAME, TENSORS_NAME = "trace.json", "trace.safetensors"
+VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """One training step.
+
+    Attributes:
+        source: what was traced, for the reader.
+        dtype: of matmuls and activations: float32 or bfloat16.
+        loss: mean cross entropy of the batch.
+        grad_norm: global norm of the gradients before clipping.
+        batch: sequences and labels.
+        tensors: kind (of KINDS) -> place -> array [rows, columns] or a weight's shape; float32 or bfloat16.
+    """
+
+    source: str
+    dtype: str
+    loss: float
+    grad_norm: float
+    batch: Batch
+    tensors: Mapping[str, Mapping[str, np.ndarray]]
+
+
+def write_trace(trace: Trace, folder: Path) -> None:
+    """Write a trace to a folder, which appears when it is whole and replaces an older trace.
+
+    Raises:
+        TraceError: if something other than a trace stands there.
+        OSError: as the system reports it.
+    """
+    folder = Path(folder)
+    if folder.exists() and not (folder / INDEX_NAME).is_file():
+        raise TraceError(f"{folder}: exists and is no trace. Choose a new folder.")
+    arrays = {f"{kind}/{place}": array for kind, place, array in _arrays(trace)}
+    with write_folder_safely(folder) as new:
+        written = write_tensors(new / TENSORS_NAME, arrays)
+        index = {
+            "version": VERSION, "source": trace.source, "dtype": trace.dtype,
+            "loss": _text(trace.loss), "grad_norm": _text(trace.grad_norm), "bytes": written.num_bytes,
+            "tensors": [{"name": name, "sha256": written.sha256[name]} for name in arrays],
+        }
+        write_text_safely(new / INDEX_NAME, json.dumps(index, indent=1))
+        sync_folder(new)
+
+
+def read_trace(folder: Path) -> Trace:
+    """The trace in a folder, all numbers verified.
+
+    Raises:
+        TraceError: if it is missing, damaged or of another version.
+    """
+    path = Path(folder) / INDEX_NAME
+    index = read_json(path, TraceError)
+    if index.get("version") != VERSION:
+        raise TraceError(f"{path}: version {index.get('version')!r}; this mindmodel reads {VERSION}. Trace again.")
+    try:
+        names = {str(entry["name"]): str(entry["sha256"]) for entry in index["tensors"]}
+        facts = {
+            "source": str(index["source"]), "dtype": str(index["dtype"]),
+            "loss": float(index["loss"]), "grad_norm": float(index["grad_norm"]),
+        }
+        arrays = _verified(Path(folder), names, index["bytes"])
+        batch = Batch(ids=arrays[INPUT].pop("ids"), labels=arrays[INPUT].pop("labels"))
+    except (KeyError, TypeError, ValueError) as fault:
+        raise TraceError(f"{path}: damaged ({type(fault).__name__}: {fault}). Trace again.") from fault
+    return Trace(**facts, batch=batch, tensors={kind: arrays[kind] for kind in KINDS})
+
+
+def _arrays(trace: Trace) -> list[tuple[str, str, np.ndarray]]:
+    """Kind, place and array of everything that is kept, in order."""
+    found = [(INPUT, "ids", trace.batch.ids), (INPUT, "labels", trace.batch.labels)]
+    for kind in KINDS:
+        found += [(kind, place, array) for place, array in trace.tensors[kind].items()]
+    return found
+
+
+def _verified(folder: Path, names: Mapping[str, str], num_bytes: Any) -> dict[str, dict[str, np.ndarray]]:
+    """The arrays by kind and place, in the index's order."""
+    path = file_inside(folder, TENSORS_NAME, TraceError)
+    if path.stat().st_size != num_bytes:
+        raise TraceError(f"{path}: {path.stat().st_size} bytes, {INDEX_NAME} says {num_bytes}. Trace again.")
+    file = TensorFile(path, TraceError)
+    if set(file.names) != set(names):
+        raise TraceError(f"{path}: other arrays than those that {INDEX_NAME} names. Trace again.")
+    found: dict[str, dict[str, np.ndarray]] = {kind: {} for kind in (INPUT, *KINDS)}
+    for name, digest in names.items():
+        if file.sha256(name) != digest:
+            raise TraceError(f"{path}: '{name}' is damaged: its checksum is another. Trace again.")
+        kind, _, place = name.partition("/")
+        found[kind][place] = file.array(name)
+    return found
+
+
+def _text(number: float) -> Any:
+    """A number as JSON has it: those that are not finite as text."""
+    return number if math.isfinite(number) else str(number)
