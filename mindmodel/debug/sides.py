@@ -81,6 +81,7 @@ class TraceFolder(Side):
         return cls(text) if (Path(text) / INDEX_NAME).is_file() else None
 
     def trace(self, other: Optional[Trace], terminal: Terminal) -> Trace:
+        """Read it."""
         return read_trace(Path(self.text))
 
 
@@ -99,6 +100,7 @@ class RecipeSide(Side):
         return cls(text, common) if Path(split_settings(text)[0]).is_file() else None
 
     def trace(self, other: Optional[Trace], terminal: Terminal) -> Trace:
+        """Compute it."""
         with tempfile.TemporaryDirectory(prefix="mindmodel-trace-") as name, terminal.working(f"computing {self.text}"):
             folder = Path(name, "trace")
             arguments = ["trace", self.path, *self.keys, *self.common.arguments(), "--out", str(folder)]
@@ -143,7 +145,8 @@ def open_sides(texts: Sequence[str], common: Common, terminal: Terminal) -> tupl
     first, second = (side_of(text, common) for text in texts)
     _refuse_other_models(first, second)
     if first.follows and second.follows:
-        raise TraceError(f"{first.text}, {second.text}: neither says which tokens to compute. Give a recipe beside one.")
+        both = f"{first.text}, {second.text}"
+        raise TraceError(f"{both}: neither says which tokens to compute. Give a recipe beside one.")
     if first.follows:
         later = second.trace(None, terminal)
         return first.trace(later, terminal), later
