@@ -131,8 +131,8 @@ class TappedStep(TrainStep):
         for i in range(self.micro_batches):
             logits = logits + (self.head(kept[(2 * i + 1) * self.num_taps - 1]),)
         num_labels = self.count(labels)
-        loss, norm, _ = self.update(ops.depend(entropy, logits), grads, num_labels, lr)
-        return loss, norm, num_labels, grads, kept, logits
+        results = self.update(ops.depend(entropy, logits), grads, num_labels, lr)
+        return results[0], results[1], num_labels, grads, kept, logits
 
 
 def tapped_step(recipe: Recipe, built: Built) -> TappedStep:
