@@ -26,7 +26,7 @@ SEVERAL = 3.0
 FRESH_SCALAR = 1e-6
 """Of the loss and the gradient norm, which are summed in float32 in either dtype."""
 GAIN = 4.0
-"""How much of its inputs' relative difference a layer may pass on. Measured: 1 to 1.5, and 2.5 where attention is sharp."""
+"""How much of its inputs' relative difference a layer may pass on. Measured: up to 1.5; sharp attention, up to 2.5."""
 TAIL = 32.0
 """Largest over typical difference that rounding explains."""
 SHOWN_MISFITS = 5

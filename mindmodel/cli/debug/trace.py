@@ -16,21 +16,17 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mindmodel.checkpoint.run_folder import RunFolder
 from mindmodel.cli.arguments import add_recipe_arguments, at_least
 from mindmodel.cli.recipe import with_vocabulary
 from mindmodel.debug.inputs import Inputs, inputs_of
-from mindmodel.debug.trace import KINDS, refuse_other_folder, write_trace
+from mindmodel.debug.trace import KINDS, Trace, json_number, refuse_other_folder, write_trace
 from mindmodel.parallel.environment import prepare_environment
 from mindmodel.recipe.load import load_with_changes
 from mindmodel.recipe.schema import Recipe
 from mindmodel.terminal import Terminal
 from mindmodel.train.run import for_this_machine
-
-if TYPE_CHECKING:
-    from mindmodel.debug.trace import Trace
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _trace(recipe: Recipe, inputs: Inputs, source: str, terminal: Terminal) -> "Trace":
+def _trace(recipe: Recipe, inputs: Inputs, source: str, terminal: Terminal) -> Trace:
     prepare_environment(recipe.runtime.threads, recipe.runtime.cpu_kernels)
     with terminal.working("loading MindSpore"):
         from mindmodel.debug.tapped import trace_step
@@ -67,10 +63,11 @@ def _trace(recipe: Recipe, inputs: Inputs, source: str, terminal: Terminal) -> "
         return trace_step(recipe, inputs, runtime, source)
 
 
-def _report(trace: "Trace", folder: Path, as_json: bool, terminal: Terminal) -> None:
+def _report(trace: Trace, folder: Path, as_json: bool, terminal: Terminal) -> None:
     counts = {kind: len(trace.tensors[kind]) for kind in KINDS}
     if as_json:
-        print(json.dumps({"loss": trace.loss, "grad_norm": trace.grad_norm, **counts, "folder": str(folder)}))
+        numbers = {"loss": json_number(trace.loss), "grad_norm": json_number(trace.grad_norm)}
+        print(json.dumps({**numbers, **counts, "folder": str(folder)}))
         return
     terminal.say(f"loss        {trace.loss:.6f}, gradient norm {trace.grad_norm:.6f}, {trace.dtype}")
     terminal.say(f"arrays      {', '.join(f'{kind} {count}' for kind, count in counts.items())}")
