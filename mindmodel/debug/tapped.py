@@ -131,7 +131,8 @@ class TappedStep(TrainStep):
         grads, kept = grads[:self.num_weights], grads[self.num_weights:]
         logits = ()
         for i in range(self.micro_batches):
-            logits = logits + (self.head(kept[(2 * i + 1) * self.num_taps - 1]),)
+            last_activation = (2 * i + 1) * self.num_taps - 1
+            logits = logits + (self.head(kept[last_activation]),)
         num_labels = self.count(labels)
         results = self.update(ops.depend(entropy, logits), grads, num_labels, lr)
         return results[0], results[1], num_labels, grads, kept, logits
