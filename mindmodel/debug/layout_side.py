@@ -1,0 +1,131 @@
+"""A training step of a parallel layout as a trace: the partitioned graphs of all its ranks, executed rank by rank in NumPy.
+
+MindSpore compiles each rank for a simulated device; gradients and weights are put together from the slices of all ranks.
+Gradients are read from Adam's first moment. Floats are float64 whatever the graph declares, so the compute dtype does
+not show here.
+"""
+
+from __future__ import annotations
+
+from typing import Callable, Mapping, Optional, Sequence
+
+import numpy as np
+
+from mindmodel.data.loader import IGNORED, Batch
+from mindmodel.debug.trace import Trace
+from mindmodel.dryrun.compile import compiled
+from mindmodel.dryrun.graph import Graph
+from mindmodel.dryrun.interpret import Interpreter
+from mindmodel.dryrun.prove import Arrays, axes_by_name, jobs_of, joined, moments_of, one_step
+from mindmodel.errors import TraceError
+from mindmodel.models.family import parameter_shapes
+from mindmodel.parallel.mesh import local_slice, mesh_of
+from mindmodel.parallel.plans.decoder import decoder_plan
+from mindmodel.recipe.schema import Recipe
+
+MAX_DEVICES = 16
+CLIP_EPS = 1e-6
+
+
+def trace_layout(
+    recipe: Recipe,
+    batch: Batch,
+    lr: float,
+    weights: Optional[Mapping[str, np.ndarray]] = None,
+    at_once: int = 2,
+    progress: Optional[Callable[[int, str], None]] = None,
+) -> Trace:
+    """Compile every rank of a recipe and execute one training step.
+
+    Args:
+        recipe: with the vocabulary's size and all degrees filled in; small, since it is executed in NumPy.
+        batch: the global batch.
+        weights: whole, by name, to begin with; default: the recipe's fresh ones.
+        at_once: ranks compiled at a time.
+        progress: called with the number of ranks compiled and the name of the last.
+
+    Raises:
+        TraceError: if there are too many ranks, or the batch is not the recipe's.
+        LayoutError: if a rank does not compile, or the graphs cannot be executed.
+        BuildError: if there is neither CANN nor a stand-in.
+    """
+    num_devices = mesh_of(recipe.parallel).num_devices
+    if not 1 < num_devices <= MAX_DEVICES:
+        raise TraceError(
+            f"recipe '{recipe.name}': a layout of {num_devices} devices. From 2 to {MAX_DEVICES} are executed rank by "
+            "rank; give degrees such as parallel.tp=2."
+        )
+    with compiled(jobs_of(recipe, "rank-"), at_once, progress) as results:
+        graphs, slices = zip(*((rank.graph(), rank.slices()) for rank in results.values()))
+    return trace_graphs(recipe, graphs, slices, batch, lr, weights)
+
+
+def trace_graphs(
+    recipe: Recipe,
+    graphs: Sequence[Graph],
+    slices: Sequence[Mapping[str, np.ndarray]],
+    batch: Batch,
+    lr: float,
+    weights: Optional[Mapping[str, np.ndarray]] = None,
+) -> Trace:
+    """As trace_layout, from the graphs of all ranks and their slices of weights and optimizer state."""
+    whole = _filled_up(batch, recipe)
+    interpreter = Interpreter(graphs, _cut(recipe, slices, weights or {}))
+    losses, norms = one_step(interpreter, whole.ids, whole.labels, lr)
+    gradients = [_gradients(recipe, *rank) for rank in zip(moments_of(interpreter), norms)]
+    return Trace(
+        source=f"recipe '{recipe.name}', {len(graphs)} ranks executed in NumPy",
+        dtype="float32",
+        loss=float(np.mean(losses)),
+        grad_norm=float(np.mean(norms)),
+        batch=batch,
+        tensors={
+            "activation": {},
+            "activation_grad": {},
+            "weight_grad": _whole(recipe, gradients),
+            "weight": _whole(recipe, interpreter.parameters),
+        },
+    )
+
+
+def _filled_up(batch: Batch, recipe: Recipe) -> Batch:
+    """With the sequences that only make it divide, which do not count."""
+    rows, seq_len = recipe.padded_sequences, recipe.data.seq_len
+    if batch.ids.shape[0] > rows or batch.ids.shape[1] != seq_len:
+        raise TraceError(
+            f"recipe '{recipe.name}': its batch is [{rows}, {seq_len}], and {list(batch.ids.shape)} tokens are given. "
+            "Use the same data.seq_len and train.tokens_per_step on both sides."
+        )
+    missing = ((0, rows - batch.ids.shape[0]), (0, 0))
+    return Batch(ids=np.pad(batch.ids, missing), labels=np.pad(batch.labels, missing, constant_values=IGNORED))
+
+
+def _cut(
+    recipe: Recipe, slices: Sequence[Mapping[str, np.ndarray]], weights: Mapping[str, np.ndarray]
+) -> list[dict[str, np.ndarray]]:
+    """The slices of each rank, with those of whole weights that are given in their place."""
+    mesh, axes = mesh_of(recipe.parallel), axes_by_name(recipe, parameter_shapes(recipe.model))
+    found = [dict(rank) for rank in slices]
+    for name in weights:
+        array = weights[name]
+        for rank, held in enumerate(found):
+            if name in held:
+                held[name] = array[local_slice(array.shape, axes[name], mesh, rank)].astype(held[name].dtype)
+    return found
+
+
+def _gradients(recipe: Recipe, moments: Arrays, norm: float) -> Arrays:
+    """Of the mean loss, before clipping, from a rank's first moments after the first step."""
+    clip_norm = recipe.train.clip_norm
+    scale = min(clip_norm / (norm + CLIP_EPS), 1.0) if clip_norm > 0 else 1.0
+    return {name: moment / ((1.0 - recipe.optim.beta1) * scale) for name, moment in moments.items()}
+
+
+def _whole(recipe: Recipe, ranks: Sequence[Mapping[str, np.ndarray]]) -> Arrays:
+    """Every parameter put together from the slices of all ranks, float32."""
+    shapes = parameter_shapes(recipe.model)
+    mesh, plan, axes = mesh_of(recipe.parallel), decoder_plan(recipe.model, recipe.parallel), axes_by_name(recipe, shapes)
+    return {
+        name: joined(name, shape, axes[name], mesh, plan.stage_of(name), ranks)[0].astype(np.float32)
+        for name, shape in shapes.items()
+    }
