@@ -72,6 +72,11 @@ class RunFolder:
         return self.path / "graph"
 
     @property
+    def trace(self) -> Path:
+        """Folder of a traced training step."""
+        return self.path / "trace"
+
+    @property
     def huggingface(self) -> Path:
         """Folder of the original config.json and generation_config.json of an imported model."""
         return self.path / "huggingface"

@@ -18,12 +18,15 @@ from mindmodel.checkpoint.tensor_file import TensorFile, write_tensors
 from mindmodel.data.loader import Batch
 from mindmodel.errors import TraceError
 from mindmodel.files import file_inside, read_json, sync_folder, write_folder_safely, write_text_safely
+from mindmodel.recipe.schema import ModelSection
 
 KINDS = ("activation", "activation_grad", "weight_grad", "weight")
 """Of arrays: outputs of Cells; gradients of the mean loss by them; by the weights, before clipping; the weights after
 the step."""
 INPUT = "input"
 """Kind, in the file, of the batch: its places are `ids` and `labels`."""
+LOGITS = "logits"
+"""The last place. Only activations have it: the loss makes its own logits, in slices, and no gradient of all."""
 INDEX_NAME, TENSORS_NAME = "trace.json", "trace.safetensors"
 VERSION = 1
 
@@ -37,6 +40,7 @@ class Trace:
         dtype: of matmuls and activations: float32 or bfloat16.
         loss: mean cross entropy of the batch.
         grad_norm: global norm of the gradients before clipping.
+        lr: learning rate of the step.
         batch: sequences and labels.
         tensors: kind (of KINDS) -> place -> array [rows, columns] or a weight's shape; float32 or bfloat16.
     """
@@ -45,8 +49,39 @@ class Trace:
     dtype: str
     loss: float
     grad_norm: float
+    lr: float
     batch: Batch
     tensors: Mapping[str, Mapping[str, np.ndarray]]
+
+
+def places(model: ModelSection) -> dict[str, int]:
+    """Columns of the activation at each place, in the order of the forward pass; rows are tokens, B S of them.
+
+    The finest set that all kernels of the CPU and of Ascend give. `attention_norm` and `mlp_norm` are what the branch
+    gets; `layers.0` is the residual stream behind the layer; rows of `qkv` and `gate_up` are fused as the weights are.
+    """
+    width, size = model.hidden_size, model.head_size or model.hidden_size // model.num_heads
+    heads, kv_heads = model.num_heads, model.num_kv_heads or model.num_heads
+    of_layer = {
+        ".attention_norm": width, ".attention.qkv": (heads + 2 * kv_heads) * size,
+        ".attention.causal_attention": heads * size, ".attention.out": width,
+        ".mlp_norm": width, ".mlp.gate_up": 2 * model.ffn_size, ".mlp.swiglu": model.ffn_size, ".mlp.down": width,
+        "": width,
+    }
+    found = {"embedding": width}
+    for layer in range(model.num_layers):
+        found.update({f"layers.{layer}{name}": columns for name, columns in of_layer.items()})
+    return {**found, "norm": width, LOGITS: int(model.vocab_size or 0)}
+
+
+def refuse_other_folder(folder: Path) -> None:
+    """A trace replaces an older trace and nothing else.
+
+    Raises:
+        TraceError: if something else stands there.
+    """
+    if folder.exists() and not (folder / INDEX_NAME).is_file():
+        raise TraceError(f"{folder}: exists and is no trace. Choose a new folder.")
 
 
 def write_trace(trace: Trace, folder: Path) -> None:
@@ -57,14 +92,14 @@ def write_trace(trace: Trace, folder: Path) -> None:
         OSError: as the system reports it.
     """
     folder = Path(folder)
-    if folder.exists() and not (folder / INDEX_NAME).is_file():
-        raise TraceError(f"{folder}: exists and is no trace. Choose a new folder.")
+    refuse_other_folder(folder)
     arrays = {f"{kind}/{place}": array for kind, place, array in _arrays(trace)}
     with write_folder_safely(folder) as new:
         written = write_tensors(new / TENSORS_NAME, arrays)
         index = {
             "version": VERSION, "source": trace.source, "dtype": trace.dtype,
-            "loss": _text(trace.loss), "grad_norm": _text(trace.grad_norm), "bytes": written.num_bytes,
+            "loss": _text(trace.loss), "grad_norm": _text(trace.grad_norm), "lr": trace.lr,
+            "bytes": written.num_bytes,
             "tensors": [{"name": name, "sha256": written.sha256[name]} for name in arrays],
         }
         write_text_safely(new / INDEX_NAME, json.dumps(index, indent=1))
@@ -85,7 +120,7 @@ def read_trace(folder: Path) -> Trace:
         names = {str(entry["name"]): str(entry["sha256"]) for entry in index["tensors"]}
         facts = {
             "source": str(index["source"]), "dtype": str(index["dtype"]),
-            "loss": float(index["loss"]), "grad_norm": float(index["grad_norm"]),
+            "loss": float(index["loss"]), "grad_norm": float(index["grad_norm"]), "lr": float(index["lr"]),
         }
         arrays = _verified(Path(folder), names, index["bytes"])
         batch = Batch(ids=arrays[INPUT].pop("ids"), labels=arrays[INPUT].pop("labels"))

@@ -15,6 +15,7 @@ from types import ModuleType
 
 SUBCOMMANDS = {
     "graph": "what the compiler made of a training step, and every operator without a kernel",
+    "trace": "all that one training step computes, kept in a folder",
 }
 """Each is a file of this folder."""
 

@@ -1,0 +1,196 @@
+"""A training step that gives, beside its results, every activation, gradient and updated weight.
+
+A tap is an identity behind a Cell with two Parameters that nothing is computed from. Its backward pass names the
+activation as the gradient by the one, and the activation's gradient as the gradient by the other: automatic
+differentiation carries both out of the step. Nothing that the step computes is touched; its loss and weights are
+bitwise those of the step without taps.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Mapping, Sequence
+
+import ml_dtypes
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+
+from mindmodel.data.loader import IGNORED
+from mindmodel.debug.inputs import Inputs
+from mindmodel.debug.trace import LOGITS, Trace, places
+from mindmodel.models.decoder import DTYPES, Decoder, initialize
+from mindmodel.parallel.runtime import Runtime
+from mindmodel.recipe.schema import Recipe
+from mindmodel.train.build import Built, build
+from mindmodel.train.init_from import initial_weights
+from mindmodel.train.state import fill
+from mindmodel.train.step import TrainStep
+
+
+class Keep(nn.Cell):
+    """x. By `value` and `gradient`, of x's shape, the gradients are x and the gradient by x."""
+
+    def construct(self, x, value, gradient):
+        return x
+
+    def bprop(self, x, value, gradient, out, dout):
+        return dout, x, dout
+
+
+class Tapped(nn.Cell):
+    """A Cell whose output is kept. Inputs and outputs: as the Cell's."""
+
+    def __init__(self, cell: nn.Cell, place: str, empty: Tensor):
+        super().__init__(auto_prefix=False)
+        self.cell, self.keep = cell, Keep()
+        self.value = Parameter(empty, name=f"{place}/value")
+        self.gradient = Parameter(empty, name=f"{place}/gradient")
+
+    def construct(self, x):
+        return self.keep(self.cell(x), self.value, self.gradient)
+
+
+class TappedAttention(Tapped):
+    """Attention, which is given the norms of its heads too."""
+
+    def construct(self, x, q_norm, k_norm):
+        return self.keep(self.cell(x, q_norm, k_norm), self.value, self.gradient)
+
+
+class TappedBranch(Tapped):
+    """A norm at a branch, of which what the branch gets is kept."""
+
+    def construct(self, x):
+        x, branch = self.cell(x)
+        return x, self.keep(branch, self.value, self.gradient)
+
+
+TAPS = {"attention_norm": TappedBranch, "mlp_norm": TappedBranch, "causal_attention": TappedAttention}
+"""By a Cell's name; the others take one input and have one output."""
+
+
+def _child(cell: nn.Cell, name: str) -> nn.Cell:
+    return cell[int(name)] if name.isdigit() else getattr(cell, name)
+
+
+def tap(decoder: Decoder, columns: Mapping[str, int], rows: int, dtype: str) -> list[Tapped]:
+    """Put a tap behind the Cell of every place; the decoder's parameters keep their names.
+
+    Args:
+        columns: of the activation at each place, what is within a layer before the layer.
+        rows: of all activations.
+        dtype: of all activations.
+    """
+    names = [(parameter, parameter.name) for parameter in decoder.get_parameters()]
+    taps = []
+    for place, count in columns.items():
+        *path, name = place.split(".")
+        holder = functools.reduce(_child, path, decoder)
+        empty = Tensor(np.zeros((rows, count), np.float32), DTYPES[dtype])
+        taps.append(TAPS.get(name, Tapped)(_child(holder, name), place, empty))
+        if name.isdigit():
+            holder[int(name)] = taps[-1]
+        else:
+            setattr(holder, name, taps[-1])
+    for parameter, name in names:
+        parameter.name = name
+    return taps
+
+
+class TappedStep(TrainStep):
+    """A training step with taps.
+
+    Inputs: as TrainStep's.
+    Outputs: loss and gradient norm; number of labels that count; gradients of the sum over them by the weights; for
+    each micro-batch in turn all activations, then all of their gradients; logits of each micro-batch.
+    """
+
+    def __init__(self, built: Built, recipe: Recipe, taps: Sequence[Tapped]):
+        super().__init__(built.step.network, built.optimizer, recipe.train, recipe.parallel.micro_batches)
+        self.head = built.decoder.head
+        self.num_weights, self.num_taps = len(built.optimizer.parameters), len(taps)
+        kept = [tap.value for tap in taps] + [tap.gradient for tap in taps]
+        weights = ParameterTuple([*built.optimizer.parameters, *kept])
+        self.grad = ms.value_and_grad(self.network, None, weights=weights, has_aux=True)
+
+    def add(self, total, part):
+        """Gradients by the weights are summed over the micro-batches; what the taps give is put side by side."""
+        if len(total) == 0:
+            return part
+        count = self.num_weights
+        return self.map(self.plus, total[:count], part[:count]) + total[count:] + part[count:]
+
+    def construct(self, ids, labels, lr):
+        entropy, grads = self.accumulate(ids, labels)
+        grads, kept = grads[:self.num_weights], grads[self.num_weights:]
+        logits = ()
+        for i in range(self.micro_batches):
+            logits = logits + (self.head(kept[(2 * i + 1) * self.num_taps - 1]),)
+        num_labels = self.count(labels)
+        loss, norm, _ = self.update(ops.depend(entropy, logits), grads, num_labels, lr)
+        return loss, norm, num_labels, grads, kept, logits
+
+
+def trace_step(recipe: Recipe, inputs: Inputs, runtime: Runtime, source: str) -> Trace:
+    """Compute one step from the recipe's weights and keep what it computes.
+
+    Args:
+        recipe: of one device, with `model.vocab_size` filled in.
+        source: what is traced, for the reader.
+
+    Raises:
+        CheckpointError, ConversionError: if train.init_from cannot be read or is of another architecture.
+    """
+    built = build(recipe)
+    _fill(recipe, built)
+    columns = {place: count for place, count in places(recipe.model).items() if place != LOGITS}
+    rows = built.rows * recipe.data.seq_len // recipe.parallel.micro_batches
+    taps = tap(built.decoder, columns, rows, recipe.train.compute_dtype)
+    step = TappedStep(built, recipe, taps).set_train()
+    missing = ((0, built.rows - len(inputs.batch.ids)), (0, 0))
+    ids = Tensor(np.pad(inputs.batch.ids, missing))
+    labels = Tensor(np.pad(inputs.batch.labels, missing, constant_values=IGNORED))
+    with runtime.cache.compiling():
+        loss, norm, num_labels, grads, kept, logits = step(ids, labels, Tensor(inputs.lr, ms.float32))
+    taken = functools.partial(_by_place, list(columns), kept, inputs.batch.ids.size)
+    names, scale = [parameter.name for parameter in built.optimizer.parameters], 1.0 / float(num_labels.asnumpy())
+    return Trace(
+        source=source,
+        dtype=recipe.train.compute_dtype,
+        loss=float(loss.asnumpy()),
+        grad_norm=float(norm.asnumpy()),
+        lr=inputs.lr,
+        batch=inputs.batch,
+        tensors={
+            "activation": {**taken(0), LOGITS: _side_by_side(logits)[:inputs.batch.ids.size]},
+            "activation_grad": {place: _times(array, scale) for place, array in taken(1).items()},
+            "weight_grad": {name: _times(grad.asnumpy(), scale) for name, grad in zip(names, grads)},
+            "weight": {parameter.name: parameter.asnumpy() for parameter in built.optimizer.parameters},
+        },
+    )
+
+
+def _fill(recipe: Recipe, built: Built) -> None:
+    """The weights that a run of the recipe begins with."""
+    if recipe.train.init_from is None:
+        initialize(built.decoder, recipe.model, recipe.train.seed)
+    else:
+        fill(built.decoder.trainable_params(), initial_weights(recipe).weights, recipe.train.init_from)
+
+
+def _by_place(names: Sequence[str], kept: Sequence[Tensor], rows: int, turn: int) -> dict[str, np.ndarray]:
+    """Of what the taps give, the activations (turn 0) or their gradients (1), without rows that fill the batch up."""
+    count = len(names)
+    return {name: _side_by_side(kept[turn * count + i::2 * count])[:rows] for i, name in enumerate(names)}
+
+
+def _side_by_side(parts: Sequence[Tensor]) -> np.ndarray:
+    """The rows of all micro-batches. MindSpore's NumPy type of bfloat16 is not the one that others know."""
+    rows = np.concatenate([part.asnumpy() for part in parts])
+    return rows.view(ml_dtypes.bfloat16) if rows.dtype.name == "bfloat16" else rows
+
+
+def _times(array: np.ndarray, scale: float) -> np.ndarray:
+    """In float32, so that nothing is rounded to the compute dtype once more."""
+    return array.astype(np.float32) * np.float32(scale)
