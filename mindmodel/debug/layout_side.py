@@ -12,6 +12,7 @@ from typing import Callable, Mapping, Optional, Sequence
 import numpy as np
 
 from mindmodel.data.loader import IGNORED, Batch
+from mindmodel.debug.inputs import Inputs
 from mindmodel.debug.trace import Trace
 from mindmodel.dryrun.compile import compiled
 from mindmodel.dryrun.graph import Graph
@@ -29,8 +30,7 @@ CLIP_EPS = 1e-6
 
 def trace_layout(
     recipe: Recipe,
-    batch: Batch,
-    lr: float,
+    inputs: Inputs,
     weights: Optional[Mapping[str, np.ndarray]] = None,
     at_once: int = 2,
     progress: Optional[Callable[[int, str], None]] = None,
@@ -39,7 +39,7 @@ def trace_layout(
 
     Args:
         recipe: with the vocabulary's size and all degrees filled in; small, since it is executed in NumPy.
-        batch: the global batch.
+        inputs: of the whole layout.
         weights: whole, by name, to begin with; default: the recipe's fresh ones.
         at_once: ranks compiled at a time.
         progress: called with the number of ranks compiled and the name of the last.
@@ -57,28 +57,28 @@ def trace_layout(
         )
     with compiled(jobs_of(recipe, "rank-"), at_once, progress) as results:
         graphs, slices = zip(*((rank.graph(), rank.slices()) for rank in results.values()))
-    return trace_graphs(recipe, graphs, slices, batch, lr, weights)
+    return trace_graphs(recipe, graphs, slices, inputs, weights)
 
 
 def trace_graphs(
     recipe: Recipe,
     graphs: Sequence[Graph],
     slices: Sequence[Mapping[str, np.ndarray]],
-    batch: Batch,
-    lr: float,
+    inputs: Inputs,
     weights: Optional[Mapping[str, np.ndarray]] = None,
 ) -> Trace:
     """As trace_layout, from the graphs of all ranks and their slices of weights and optimizer state."""
-    whole = _filled_up(batch, recipe)
+    whole = _filled_up(inputs.batch, recipe)
     interpreter = Interpreter(graphs, _cut(recipe, slices, weights or {}))
-    losses, norms = one_step(interpreter, whole.ids, whole.labels, lr)
+    losses, norms = one_step(interpreter, whole.ids, whole.labels, inputs.lr)
     gradients = [_gradients(recipe, *rank) for rank in zip(moments_of(interpreter), norms)]
     return Trace(
         source=f"recipe '{recipe.name}', {len(graphs)} ranks executed in NumPy",
         dtype="float32",
         loss=float(np.mean(losses)),
         grad_norm=float(np.mean(norms)),
-        batch=batch,
+        lr=inputs.lr,
+        batch=inputs.batch,
         tensors={
             "activation": {},
             "activation_grad": {},

@@ -8,6 +8,7 @@ from graph_edits import is_gradient_sum, nodes_of, without
 
 from mindmodel.data.loader import Batch
 from mindmodel.debug import layout_side
+from mindmodel.debug.inputs import Inputs
 from mindmodel.debug.layout_side import trace_graphs, trace_layout
 from mindmodel.dryrun.prove import LR, batches_of, execute_graphs, one_step, reference
 from mindmodel.dryrun.interpret import Interpreter
@@ -17,19 +18,19 @@ RTOL = 1e-6  # of the largest entry: what float32 keeps
 LAYOUTS = ["dp2 tp2", "pp2 tied", "dp4 states", "cp2 tp2 sequence_parallel", "everything"]
 
 
-def batch_of(partition):
+def inputs_of(partition):
     batches = batches_of(partition.recipe)
-    return Batch(ids=batches.ids[0], labels=batches.labels[0])
+    return Inputs(batch=Batch(ids=batches.ids[0], labels=batches.labels[0]), lr=LR)
 
 
 def traced(partition, graphs=None, **options):
-    return trace_graphs(partition.recipe, graphs or partition.graphs, partition.slices, batch_of(partition), LR, **options)
+    return trace_graphs(partition.recipe, graphs or partition.graphs, partition.slices, inputs_of(partition), **options)
 
 
 def alone(partition):
     """The same step on one device."""
     return trace_graphs(
-        reference(partition.recipe), [partition.one.graph()], [partition.one.slices()], batch_of(partition), LR
+        reference(partition.recipe), [partition.one.graph()], [partition.one.slices()], inputs_of(partition)
     )
 
 
