@@ -54,24 +54,38 @@ class Trace:
     tensors: Mapping[str, Mapping[str, np.ndarray]]
 
 
-def places(model: ModelSection) -> dict[str, int]:
-    """Columns of the activation at each place, in the order of the forward pass; rows are tokens, B S of them.
+def flow(num_layers: int) -> dict[str, tuple[str, ...]]:
+    """Every place of activations in the order of the forward pass, with the places whose sum it is computed from.
 
     The finest set that all kernels of the CPU and of Ascend give. `attention_norm` and `mlp_norm` are what the branch
     gets; `layers.0` is the residual stream behind the layer; rows of `qkv` and `gate_up` are fused as the weights are.
     """
+    found: dict[str, tuple[str, ...]] = {"embedding": ()}
+    before = "embedding"
+    for layer in (f"layers.{number}" for number in range(num_layers)):
+        attended = f"{layer}.attention.out"
+        found[f"{layer}.attention_norm"] = (before,)
+        found[f"{layer}.attention.qkv"] = (f"{layer}.attention_norm",)
+        found[f"{layer}.attention.causal_attention"] = (f"{layer}.attention.qkv",)
+        found[attended] = (f"{layer}.attention.causal_attention",)
+        found[f"{layer}.mlp_norm"] = (before, attended)
+        found[f"{layer}.mlp.gate_up"] = (f"{layer}.mlp_norm",)
+        found[f"{layer}.mlp.swiglu"] = (f"{layer}.mlp.gate_up",)
+        found[f"{layer}.mlp.down"] = (f"{layer}.mlp.swiglu",)
+        found[layer] = (before, attended, f"{layer}.mlp.down")
+        before = layer
+    return {**found, "norm": (before,), LOGITS: ("norm",)}
+
+
+def places(model: ModelSection) -> dict[str, int]:
+    """Columns of the activation at each place; rows are tokens, B S of them."""
     width, size = model.hidden_size, model.head_size or model.hidden_size // model.num_heads
-    heads, kv_heads = model.num_heads, model.num_kv_heads or model.num_heads
-    of_layer = {
-        ".attention_norm": width, ".attention.qkv": (heads + 2 * kv_heads) * size,
-        ".attention.causal_attention": heads * size, ".attention.out": width,
-        ".mlp_norm": width, ".mlp.gate_up": 2 * model.ffn_size, ".mlp.swiglu": model.ffn_size, ".mlp.down": width,
-        "": width,
+    kv_heads = model.num_kv_heads or model.num_heads
+    columns = {
+        "qkv": (model.num_heads + 2 * kv_heads) * size, "causal_attention": model.num_heads * size,
+        "gate_up": 2 * model.ffn_size, "swiglu": model.ffn_size, LOGITS: int(model.vocab_size or 0),
     }
-    found = {"embedding": width}
-    for layer in range(model.num_layers):
-        found.update({f"layers.{layer}{name}": columns for name, columns in of_layer.items()})
-    return {**found, "norm": width, LOGITS: int(model.vocab_size or 0)}
+    return {place: columns.get(place.rpartition(".")[2], width) for place in flow(model.num_layers)}
 
 
 def refuse_other_folder(folder: Path) -> None:
@@ -98,7 +112,7 @@ def write_trace(trace: Trace, folder: Path) -> None:
         written = write_tensors(new / TENSORS_NAME, arrays)
         index = {
             "version": VERSION, "source": trace.source, "dtype": trace.dtype,
-            "loss": _text(trace.loss), "grad_norm": _text(trace.grad_norm), "lr": trace.lr,
+            "loss": json_number(trace.loss), "grad_norm": json_number(trace.grad_norm), "lr": trace.lr,
             "bytes": written.num_bytes,
             "tensors": [{"name": name, "sha256": written.sha256[name]} for name in arrays],
         }
@@ -154,6 +168,6 @@ def _verified(folder: Path, names: Mapping[str, str], num_bytes: Any) -> dict[st
     return found
 
 
-def _text(number: float) -> Any:
+def json_number(number: float) -> Any:
     """A number as JSON has it: those that are not finite as text."""
     return number if math.isfinite(number) else str(number)

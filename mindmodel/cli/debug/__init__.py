@@ -16,6 +16,7 @@ from types import ModuleType
 SUBCOMMANDS = {
     "graph": "what the compiler made of a training step, and every operator without a kernel",
     "trace": "all that one training step computes, kept in a folder",
+    "compare": "where two ways of computing the same training step part",
 }
 """Each is a file of this folder."""
 
