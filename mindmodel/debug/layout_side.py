@@ -1,31 +1,37 @@
 """A training step of a parallel layout as a trace: the partitioned graphs of all its ranks, executed rank by rank in NumPy.
 
-MindSpore compiles each rank for a simulated device; gradients and weights are put together from the slices of all ranks.
-Gradients are read from Adam's first moment. Floats are float64 whatever the graph declares, so the compute dtype does
-not show here.
+MindSpore compiles each rank for a simulated device; activations, gradients by the weights and new weights are put
+together from the slices of all ranks. Gradients are read from Adam's first moment. Floats are float64 whatever the graph
+declares, so the compute dtype does not show here.
 """
 
 from __future__ import annotations
 
-from typing import Callable, Mapping, Optional, Sequence
+from dataclasses import dataclass
+from typing import Any, Callable, Mapping, Optional, Sequence
 
 import numpy as np
 
 from mindmodel.data.loader import IGNORED, Batch
 from mindmodel.debug.inputs import Inputs
-from mindmodel.debug.trace import Trace
+from mindmodel.debug.trace import LOGITS, Trace, places
 from mindmodel.dryrun.compile import compiled
-from mindmodel.dryrun.graph import Graph
+from mindmodel.dryrun.graph import Graph, TensorType
 from mindmodel.dryrun.interpret import Interpreter
+from mindmodel.dryrun.live import place_of
 from mindmodel.dryrun.prove import Arrays, axes_by_name, jobs_of, joined, moments_of, one_step
 from mindmodel.errors import TraceError
 from mindmodel.models.family import parameter_shapes
-from mindmodel.parallel.mesh import local_slice, mesh_of
+from mindmodel.parallel.mesh import Axes, Mesh, Shape, local_slice, mesh_of
 from mindmodel.parallel.plans.decoder import decoder_plan
 from mindmodel.recipe.schema import Recipe
 
 MAX_DEVICES = 16
 CLIP_EPS = 1e-6
+GRADIENTS = "Gradients/"
+"""Begins the scope of operators of the backward pass."""
+INSIDE = {"causal_attention": "attention", "swiglu": "mlp"}
+"""Cells without a name in the scopes, and those around them, of which they are the last part that computes."""
 
 
 def trace_layout(
@@ -69,7 +75,9 @@ def trace_graphs(
 ) -> Trace:
     """As trace_layout, from the graphs of all ranks and their slices of weights and optimizer state."""
     whole = _filled_up(inputs.batch, recipe)
-    interpreter = Interpreter(graphs, _cut(recipe, slices, weights or {}))
+    found = [_activations(recipe, graph) for graph in graphs]
+    keep = [{value.key for value in values.values()} for values in found]
+    interpreter = Interpreter(graphs, _cut(recipe, slices, weights or {}), keep=keep)
     losses, norms = one_step(interpreter, whole.ids, whole.labels, inputs.lr)
     gradients = [_gradients(recipe, *rank) for rank in zip(moments_of(interpreter), norms)]
     return Trace(
@@ -80,7 +88,7 @@ def trace_graphs(
         lr=inputs.lr,
         batch=inputs.batch,
         tensors={
-            "activation": {},
+            "activation": _whole_activations(recipe, found, interpreter.kept, inputs.batch.ids.size),
             "activation_grad": {},
             "weight_grad": _whole(recipe, gradients),
             "weight": _whole(recipe, interpreter.parameters),
@@ -129,3 +137,74 @@ def _whole(recipe: Recipe, ranks: Sequence[Mapping[str, np.ndarray]]) -> Arrays:
         name: joined(name, shape, axes[name], mesh, plan.stage_of(name), ranks)[0].astype(np.float32)
         for name, shape in shapes.items()
     }
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Value:
+    """An activation among the values of a rank's graph: its key, and the axes that it is cut over."""
+
+    key: str
+    axes: Axes
+
+
+def _shapes(recipe: Recipe) -> dict[str, Shape]:
+    """Of the whole activations, by place."""
+    rows = recipe.padded_sequences * recipe.data.seq_len
+    return {place: (rows, columns) for place, columns in places(recipe.model).items()}
+
+
+def _activations(recipe: Recipe, graph: Graph) -> dict[str, _Value]:
+    """By place, those that a graph computes in one piece and cuts evenly: none in a pipeline or of micro-batches."""
+    if recipe.parallel.pp > 1 or recipe.parallel.micro_batches > 1:
+        return {}
+    mesh, shapes = mesh_of(recipe.parallel), _shapes(recipe)
+    cells: dict[str, list[str]] = {}
+    for place in shapes:
+        cell, _, name = place.rpartition(".")
+        cells.setdefault(cell if name in INSIDE else place, []).append(place)
+    found: dict[str, _Value] = {}
+    for node in graph.main.nodes:
+        primitive = graph.primitives.get(node.target)
+        if primitive is None or node.scope.startswith(GRADIENTS):
+            continue
+        cell = place_of(node.scope)
+        for place in (LOGITS,) if cell.startswith("loss") else _enclosing(cell, cells):
+            axes = _axes(node.type, shapes[place], mesh)
+            if axes and (place != LOGITS or primitive.name == "MatMul" and LOGITS not in found):
+                found[place] = _Value(key=node.output, axes=axes)  # the last one is what the Cell gives
+    return found
+
+
+def _enclosing(cell: str, cells: Mapping[str, list[str]]) -> list[str]:
+    """Places of a Cell: its own, or those of the layer whose part it is."""
+    own = next((name for name in (cell, cell.rpartition(".")[0]) if name in cells), None)
+    return cells[own] if own else []
+
+
+def _axes(kind: Any, shape: Shape, mesh: Mesh) -> Optional[Axes]:
+    """Over which axes an activation is cut, from the type of a rank's; None if it is none."""
+    first = kind[0] if isinstance(kind, tuple) and kind else kind
+    if not isinstance(first, TensorType) or first.dtype.kind != "f":
+        return None
+    for rows in (("dp", "cp"), ("dp", "cp", "tp")):
+        for columns in (None, "tp"):
+            if first.shape == (shape[0] // mesh.degree(rows), shape[1] // mesh.degree(columns)):
+                return rows, columns
+    return None
+
+
+def _whole_activations(
+    recipe: Recipe, found: Sequence[Mapping[str, _Value]], kept: Sequence[Mapping[str, Any]], rows: int
+) -> Arrays:
+    """Put together from the slices of all ranks, float32, without rows that fill the batch up."""
+    mesh, whole = mesh_of(recipe.parallel), {}
+    for place, shape in _shapes(recipe).items():
+        axes = {values[place].axes if place in values else None for values in found}
+        if len(axes) == 1 and None not in axes:
+            slices = [{place: _first(arrays[values[place].key])} for values, arrays in zip(found, kept)]
+            whole[place] = joined(place, shape, axes.pop(), mesh, 0, slices)[0].astype(np.float32)[:rows]
+    return whole
+
+
+def _first(value: Any) -> np.ndarray:
+    return value[0] if isinstance(value, tuple) else value
