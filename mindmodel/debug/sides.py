@@ -5,6 +5,7 @@ MindSpore's mode, kernels and threads belong to a process: every side that needs
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -101,7 +102,7 @@ class RecipeSide(Side):
             folder = Path(name, "trace")
             arguments = ["trace", self.path, *self.keys, *self.common.arguments(), "--out", str(folder)]
             run_command("debug", *arguments, "--json")
-            return read_trace(folder)
+            return dataclasses.replace(read_trace(folder), source=self.text)
 
 
 KINDS_OF_SIDES: tuple[Callable[[str, Common], Optional[Side]], ...] = (TraceFolder.recognise, RecipeSide.recognise)
