@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import Any, Mapping, Union
+from typing import Any, Mapping, Optional, Union
 
 import ml_dtypes
 import numpy as np
@@ -34,12 +34,13 @@ INPUTS_OF = {"attention.causal_attention": "self_attn.o_proj", "mlp.swiglu": "ml
 Arrays = dict[str, np.ndarray]
 
 
-def trace_hugging_face(folder: Path, recipe: Recipe, inputs: Inputs) -> Trace:
+def trace_hugging_face(folder: Path, inputs: Inputs, dtype: str, recipe: Optional[Recipe]) -> Trace:
     """Compute one step from the folder's weights and keep what it computes.
 
     Args:
-        recipe: its compute dtype, optimizer and loss; the model is the folder's.
         inputs: token ids must be of the model's vocabulary.
+        dtype: of matmuls and activations: float32 or bfloat16.
+        recipe: its optimizer and loss; without one there are no new weights, and the loss is the cross entropy alone.
 
     Raises:
         TraceError: if torch or transformers is missing, or a token is not of the model's vocabulary.
@@ -52,16 +53,16 @@ def trace_hugging_face(folder: Path, recipe: Recipe, inputs: Inputs) -> Trace:
     model = family.read_config(config, folder / CONFIG)
     _check_tokens(folder, inputs, model)
     weights = _ours(family, model, {name: tensor.read() for name, tensor in read_tensors(folder).items()}, folder)
-    network = _load(torch, transformers, folder, recipe.train.compute_dtype)
+    network = _load(torch, transformers, folder, dtype)
     taken = _Taken(network)
-    loss, objective = _loss(torch, network, recipe, inputs)
+    loss, objective = _loss(torch, network, inputs, recipe.train.z_loss if recipe else 0.0)
     objective.backward()
     theirs = {name: _array(parameter.grad.float()) for name, parameter in network.named_parameters()}
     gradients = _ours(family, model, theirs, folder)
     norm = float(np.sqrt(sum(np.sum(np.square(gradient, dtype=np.float64)) for gradient in gradients.values())))
     return Trace(
         source=f"{folder}, {type(network).__name__} of transformers {transformers.__version__} on torch",
-        dtype=recipe.train.compute_dtype,
+        dtype=dtype,
         loss=loss,
         grad_norm=norm,
         lr=inputs.lr,
@@ -70,7 +71,7 @@ def trace_hugging_face(folder: Path, recipe: Recipe, inputs: Inputs) -> Trace:
             "activation": _by_place(family, model, taken.outputs(), taken.inputs()),
             "activation_grad": _activation_gradients(family, model, taken),
             "weight_grad": gradients,
-            "weight": _updated(torch, weights, gradients, norm, recipe, inputs.lr),
+            "weight": _updated(torch, weights, gradients, norm, recipe, inputs.lr) if recipe else {},
         },
     )
 
@@ -152,7 +153,7 @@ def _array(tensor: Any) -> np.ndarray:
     return tensor.numpy()
 
 
-def _loss(torch: Any, network: Any, recipe: Recipe, inputs: Inputs) -> tuple[float, Any]:
+def _loss(torch: Any, network: Any, inputs: Inputs, z_loss: float) -> tuple[float, Any]:
     """Mean cross entropy over the labels that count, and what is differentiated."""
     ids, labels = (torch.from_numpy(array.astype(np.int64)) for array in (inputs.batch.ids, inputs.batch.labels))
     logits = network(input_ids=ids, use_cache=False).logits.flatten(0, 1).float()
@@ -161,7 +162,7 @@ def _loss(torch: Any, network: Any, recipe: Recipe, inputs: Inputs) -> tuple[flo
     number = counted.sum().clamp(min=1)
     entropy = torch.nn.functional.cross_entropy(logits[counted], labels[counted], reduction="sum") / number
     squares = torch.logsumexp(logits[counted], dim=-1).square().sum() / number
-    return float(entropy.detach()), entropy + recipe.train.z_loss * squares
+    return float(entropy.detach()), entropy + z_loss * squares
 
 
 def _ours(family: Family, model: ModelSection, theirs: Mapping[str, np.ndarray], folder: Path) -> Arrays:

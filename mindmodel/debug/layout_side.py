@@ -7,6 +7,8 @@ declares, so the compute dtype does not show here.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, Callable, Mapping, Optional, Sequence
 
@@ -20,18 +22,51 @@ from mindmodel.dryrun.graph import Graph, TensorType
 from mindmodel.dryrun.interpret import Interpreter
 from mindmodel.dryrun.live import place_of
 from mindmodel.dryrun.prove import Arrays, axes_by_name, jobs_of, joined, moments_of, one_step
+from mindmodel.dryrun.rank import FLOATS
 from mindmodel.errors import TraceError
 from mindmodel.models.family import parameter_shapes
 from mindmodel.parallel.mesh import Axes, Mesh, Shape, local_slice, mesh_of
 from mindmodel.parallel.plans.decoder import decoder_plan
-from mindmodel.recipe.schema import Recipe
+from mindmodel.recipe.estimate import known_vocab_size, parameters
+from mindmodel.recipe.rules import resolve_degrees
+from mindmodel.recipe.schema import AXES, Recipe
 
 MAX_DEVICES = 16
+MAX_PARAMETERS = 20_000_000
+"""Executed in NumPy: each rank has its slices in float64, three times with the moments."""
 CLIP_EPS = 1e-6
-GRADIENTS = "Gradients/"
-"""Begins the scope of operators of the backward pass."""
+GRADIENTS, LOSS = "Gradients/", "loss"
+"""Begin the scope of operators of the backward pass, and the place of those of the loss, which makes the logits."""
 INSIDE = {"causal_attention": "attention", "swiglu": "mlp"}
 """Cells without a name in the scopes, and those around them, of which they are the last part that computes."""
+
+
+def num_devices_of(recipe: Recipe) -> int:
+    """That its layout asks for, with 1 for an automatic degree."""
+    degrees = (getattr(recipe.parallel, name) for name in AXES)
+    return math.prod(degree for degree in degrees if degree != "auto")
+
+
+def sized(recipe: Recipe) -> Recipe:
+    """The recipe with the vocabulary's size and all degrees filled in, if it can be executed here.
+
+    Raises:
+        TraceError: if it has too many ranks or parameters, or only its tokenizer knows the vocabulary's size.
+        LayoutError: if the degrees break a rule.
+    """
+    num_devices, vocab_size = num_devices_of(recipe), known_vocab_size(recipe)
+    where = f"recipe '{recipe.name}', a layout of {num_devices} devices"
+    if num_devices > MAX_DEVICES:
+        raise TraceError(f"{where}: up to {MAX_DEVICES} are executed rank by rank. Use smaller degrees, or --single.")
+    if vocab_size is None:
+        raise TraceError(f"{where}: only its tokenizer knows the vocabulary's size. Give model.vocab_size.")
+    recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, vocab_size=vocab_size))
+    count = parameters(recipe.model, vocab_size).total
+    if count > MAX_PARAMETERS:
+        raise TraceError(
+            f"{where}: {count:,} parameters; up to {MAX_PARAMETERS:,} are executed in NumPy. Add --shrink, or --single."
+        )
+    return resolve_degrees(recipe, num_devices)
 
 
 def trace_layout(
@@ -44,23 +79,17 @@ def trace_layout(
     """Compile every rank of a recipe and execute one training step.
 
     Args:
-        recipe: with the vocabulary's size and all degrees filled in; small, since it is executed in NumPy.
+        recipe: as `sized` gives it.
         inputs: of the whole layout.
         weights: whole, by name, to begin with; default: the recipe's fresh ones.
         at_once: ranks compiled at a time.
         progress: called with the number of ranks compiled and the name of the last.
 
     Raises:
-        TraceError: if there are too many ranks, or the batch is not the recipe's.
+        TraceError: if the batch is not the recipe's.
         LayoutError: if a rank does not compile, or the graphs cannot be executed.
         BuildError: if there is neither CANN nor a stand-in.
     """
-    num_devices = mesh_of(recipe.parallel).num_devices
-    if not 1 < num_devices <= MAX_DEVICES:
-        raise TraceError(
-            f"recipe '{recipe.name}': a layout of {num_devices} devices. From 2 to {MAX_DEVICES} are executed rank by "
-            "rank; give degrees such as parallel.tp=2."
-        )
     with compiled(jobs_of(recipe, "rank-"), at_once, progress) as results:
         graphs, slices = zip(*((rank.graph(), rank.slices()) for rank in results.values()))
     return trace_graphs(recipe, graphs, slices, inputs, weights)
@@ -81,7 +110,7 @@ def trace_graphs(
     losses, norms = one_step(interpreter, whole.ids, whole.labels, inputs.lr)
     gradients = [_gradients(recipe, *rank) for rank in zip(moments_of(interpreter), norms)]
     return Trace(
-        source=f"recipe '{recipe.name}', {len(graphs)} ranks executed in NumPy",
+        source=f"{len(graphs)} ranks executed in NumPy",
         dtype="float32",
         loss=float(np.mean(losses)),
         grad_norm=float(np.mean(norms)),
@@ -168,7 +197,7 @@ def _activations(recipe: Recipe, graph: Graph) -> dict[str, _Value]:
         if primitive is None or node.scope.startswith(GRADIENTS):
             continue
         cell = place_of(node.scope)
-        for place in (LOGITS,) if cell.startswith("loss") else _enclosing(cell, cells):
+        for place in (LOGITS,) if cell.startswith(LOSS) else _enclosing(cell, cells):
             axes = _axes(node.type, shapes[place], mesh)
             if axes and (place != LOGITS or primitive.name == "MatMul" and LOGITS not in found):
                 found[place] = _Value(key=node.output, axes=axes)  # the last one is what the Cell gives
@@ -184,7 +213,7 @@ def _enclosing(cell: str, cells: Mapping[str, list[str]]) -> list[str]:
 def _axes(kind: Any, shape: Shape, mesh: Mesh) -> Optional[Axes]:
     """Over which axes an activation is cut, from the type of a rank's; None if it is none."""
     first = kind[0] if isinstance(kind, tuple) and kind else kind
-    if not isinstance(first, TensorType) or first.dtype.kind != "f":
+    if not isinstance(first, TensorType) or first.dtype.name not in FLOATS:
         return None
     for rows in (("dp", "cp"), ("dp", "cp", "tp")):
         for columns in (None, "tp"):
