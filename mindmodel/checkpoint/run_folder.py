@@ -177,6 +177,9 @@ def resolve_checkpoint(path: Path, say: Callable[[str], None] = _warn, verify: b
 
     Args:
         verify: as open_checkpoint.
+
+    Raises:
+        CheckpointError: if there is none, or it is damaged.
     """
     if is_checkpoint(path):
         return open_checkpoint(path, verify)

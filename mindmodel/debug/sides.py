@@ -30,6 +30,7 @@ from mindmodel.train.init_from import initial_weights
 SETTINGS = re.compile(r"(?P<path>.+?):(?P<keys>[a-z_]+\.[a-z_.]+=.*)")
 BETWEEN = re.compile(r",(?=[a-z_]+\.[a-z_.]+=)")
 """The comma before a key, not that within a value."""
+REFUSAL = re.compile(r"^\w+Error: (?P<message>.*)", re.MULTILINE | re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,7 +274,8 @@ def run_command(*arguments: str) -> str:
     )
     if done.returncode == 0:
         return done.stdout
-    lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-    if done.returncode == 2:
-        raise TraceError(lines[-1])
-    raise TrainingError(f"`mindmodel {' '.join(arguments)}` failed with exit code {done.returncode}: {lines[-1]}")
+    said = done.stderr.strip()
+    if done.returncode == 2 and (refusal := REFUSAL.search(said)):
+        raise TraceError(refusal["message"])
+    last = said.rpartition("\n")[2]
+    raise TrainingError(f"`mindmodel {' '.join(arguments)}` failed with exit code {done.returncode}: {last}")

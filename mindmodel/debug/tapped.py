@@ -18,7 +18,7 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from mindmodel.data.loader import IGNORED
 from mindmodel.debug.inputs import Inputs
-from mindmodel.debug.trace import LOGITS, Trace, places
+from mindmodel.debug.trace import LOGITS, Trace, flow, places
 from mindmodel.models.decoder import DTYPES, Decoder, initialize
 from mindmodel.parallel.runtime import Runtime
 from mindmodel.recipe.schema import Recipe
@@ -132,8 +132,16 @@ class TappedStep(TrainStep):
         return loss, norm, num_labels, grads, kept, logits
 
 
+def tapped_step(recipe: Recipe, built: Built) -> TappedStep:
+    """The training step of a recipe with taps at all places; of the decoder that was built, which then has them too."""
+    rows = built.rows * recipe.data.seq_len // recipe.parallel.micro_batches
+    columns = {place: count for place, count in places(recipe.model).items() if place != LOGITS}
+    taps = tap(built.decoder, columns, rows, recipe.train.compute_dtype)
+    return TappedStep(built, recipe, taps).set_train()
+
+
 def trace_step(recipe: Recipe, inputs: Inputs, runtime: Runtime, source: str) -> Trace:
-    """Compute one step from the recipe's weights and keep what it computes.
+    """Compute one step from the weights that a run of the recipe begins with, and keep what it computes.
 
     Args:
         recipe: of one device, with `model.vocab_size` filled in.
@@ -144,31 +152,37 @@ def trace_step(recipe: Recipe, inputs: Inputs, runtime: Runtime, source: str) ->
     """
     built = build(recipe)
     _fill(recipe, built)
-    columns = {place: count for place, count in places(recipe.model).items() if place != LOGITS}
-    rows = built.rows * recipe.data.seq_len // recipe.parallel.micro_batches
-    taps = tap(built.decoder, columns, rows, recipe.train.compute_dtype)
-    step = TappedStep(built, recipe, taps).set_train()
-    missing = ((0, built.rows - len(inputs.batch.ids)), (0, 0))
-    ids = Tensor(np.pad(inputs.batch.ids, missing))
-    labels = Tensor(np.pad(inputs.batch.labels, missing, constant_values=IGNORED))
+    step, batch = tapped_step(recipe, built), inputs.batch
+    missing = ((0, built.rows - len(batch.ids)), (0, 0))
+    ids, labels = np.pad(batch.ids, missing), np.pad(batch.labels, missing, constant_values=IGNORED)
     with runtime.cache.compiling():
-        loss, norm, num_labels, grads, kept, logits = step(ids, labels, Tensor(inputs.lr, ms.float32))
-    taken = functools.partial(_by_place, list(columns), kept, inputs.batch.ids.size)
-    names, scale = [parameter.name for parameter in built.optimizer.parameters], 1.0 / float(num_labels.asnumpy())
+        outputs = step(Tensor(ids), Tensor(labels), Tensor(inputs.lr, ms.float32))
+    loss, norm = (float(output.asnumpy()) for output in outputs[:2])
     return Trace(
         source=source,
         dtype=recipe.train.compute_dtype,
-        loss=float(loss.asnumpy()),
-        grad_norm=float(norm.asnumpy()),
+        loss=loss,
+        grad_norm=norm,
         lr=inputs.lr,
-        batch=inputs.batch,
-        tensors={
-            "activation": {**taken(0), LOGITS: _side_by_side(logits)[:inputs.batch.ids.size]},
-            "activation_grad": {place: _times(array, scale) for place, array in taken(1).items()},
-            "weight_grad": {name: _times(grad.asnumpy(), scale) for name, grad in zip(names, grads)},
-            "weight": {parameter.name: parameter.asnumpy() for parameter in built.optimizer.parameters},
-        },
+        batch=batch,
+        tensors=_arrays(built, batch.ids.size, *outputs[2:]),
     )
+
+
+def _arrays(built: Built, rows: int, num_labels, grads, kept, logits) -> dict[str, dict[str, np.ndarray]]:
+    """Of a tapped step's outputs, by kind and place; rows that fill up the batch are cut off."""
+    scale, parameters = 1.0 / float(num_labels.asnumpy()), built.optimizer.parameters
+    taken = [place for place in flow(len(built.decoder.layers)) if place != LOGITS]
+
+    def of_taps(first: int) -> list[np.ndarray]:
+        return [_side_by_side(kept[first + i::2 * len(taken)])[:rows] for i in range(len(taken))]
+
+    return {
+        "activation": {**dict(zip(taken, of_taps(0))), LOGITS: _side_by_side(logits)[:rows]},
+        "activation_grad": {place: _times(array, scale) for place, array in zip(taken, of_taps(len(taken)))},
+        "weight_grad": {one.name: _times(grad.asnumpy(), scale) for one, grad in zip(parameters, grads)},
+        "weight": {one.name: one.asnumpy() for one in parameters},
+    }
 
 
 def _fill(recipe: Recipe, built: Built) -> None:
@@ -177,12 +191,6 @@ def _fill(recipe: Recipe, built: Built) -> None:
         initialize(built.decoder, recipe.model, recipe.train.seed)
     else:
         fill(built.decoder.trainable_params(), initial_weights(recipe).weights, recipe.train.init_from)
-
-
-def _by_place(names: Sequence[str], kept: Sequence[Tensor], rows: int, turn: int) -> dict[str, np.ndarray]:
-    """Of what the taps give, the activations (turn 0) or their gradients (1), without rows that fill the batch up."""
-    count = len(names)
-    return {name: _side_by_side(kept[turn * count + i::2 * count])[:rows] for i, name in enumerate(names)}
 
 
 def _side_by_side(parts: Sequence[Tensor]) -> np.ndarray:

@@ -12,9 +12,10 @@ from typing import Callable, Mapping, Optional, Sequence
 
 import numpy as np
 
+from mindmodel.dryrun.collectives import CollectiveCall
 from mindmodel.dryrun.compile import Compiled, compiled
 from mindmodel.dryrun.graph import Graph
-from mindmodel.dryrun.interpret import CollectiveCall, Interpreter
+from mindmodel.dryrun.interpret import Interpreter
 from mindmodel.dryrun.jobs import Job
 from mindmodel.errors import LayoutError
 from mindmodel.parallel.mesh import Axes, Mesh, local_slice, mesh_of, stage_of

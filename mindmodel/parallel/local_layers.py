@@ -236,7 +236,7 @@ def weight_layer(here: Here) -> nn.Cell:
 
 
 class LinearOverRanks(nn.Cell):
-    """x w', as LinearAscend, of tokens and of a weight that may first be gathered."""
+    """x w', of tokens and of a weight that may first be gathered. Interface: LinearAscend's."""
 
     def __init__(self, replaced: nn.Cell, here: Here, tokens: bool):
         super().__init__()

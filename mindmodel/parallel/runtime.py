@@ -12,6 +12,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from mindmodel.build_cache import BuildError
 from mindmodel.errors import LayoutError, TrainingError, first_line
 from mindmodel.layers.native import library
 from mindmodel.machine import ascend_devices, runs_on_ascend
@@ -123,7 +124,7 @@ def _use_native_kernels(asked: str, threads: int, terminal: Terminal) -> bool:
         return False
     try:
         library.use(library.find_or_build(terminal.working), threads)
-    except library.BuildError as error:
+    except BuildError as error:
         if asked == "native":
             raise LayoutError(f"runtime.cpu_kernels: 'native' cannot be had: {error}. Use auto or graph.") from error
         terminal.say(f"no native CPU kernels, the graph's formulas are used instead: {error}")
@@ -144,7 +145,10 @@ def _set_device(asked: str) -> str:
 
 
 class Product(nn.Cell):
-    """The product of a matrix with itself, as a graph: outside of one MatMul is only half as fast."""
+    """The product of a matrix with itself, as a graph: outside of one MatMul is only half as fast.
+
+    Inputs, outputs: a square matrix.
+    """
 
     def __init__(self):
         super().__init__()

@@ -17,6 +17,7 @@ class AdamW(nn.Cell):
     can happen.
 
     Inputs: grads (as the parameters), scale of the gradients (scalar), apply (bool scalar), lr (float32 scalar).
+    Outputs: none of use; parameters, moments and step count are updated.
     Source: Loshchilov and Hutter (arXiv 1711.05101) algorithm 2; equal to torch.optim.AdamW, whose eps is added after
     the bias correction. The fused kernel corrects no bias, so lr, eps and decay are handed to it rescaled.
     """

@@ -112,7 +112,8 @@ CASES = {
     ),
     "warmup_ends_before_the_run": (
         ["optim.warmup_steps=100"],
-        "command line, optim.warmup_steps: 'warmup_steps=100' is not below 'train.steps=100'. Use 10 or less than 100.",
+        "command line, optim.warmup_steps: 'warmup_steps=100' is not below 'train.steps=100'. "
+        "Use optim.warmup_steps=10, or another number below 100.",
     ),
     "stop_is_within_the_run": (
         ["train.stop_at=101"],
