@@ -105,6 +105,12 @@ def _refuse_other_step(one: Trace, other: Trace) -> None:
         raise TraceError(f"{what}: have no place in common.")
 
 
+def _fresh(one: Trace, other: Trace) -> float:
+    """Of a layer's own rounding; of another library's in bfloat16, as much as if the other did not round at all."""
+    dtypes = tuple(sorted((one.dtype, other.dtype)))
+    return FRESH[("bfloat16", "float32") if one.library != other.library and "bfloat16" in dtypes else dtypes]
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Apart:
     """How far two arrays are apart; see Difference."""
@@ -142,7 +148,7 @@ class _Pair:
 
     def __init__(self, one: Trace, other: Trace) -> None:
         self.one, self.other = one, other
-        self.fresh = FRESH[tuple(sorted((one.dtype, other.dtype)))]
+        self.fresh = _fresh(one, other)
         common = {place for place in one.tensors["activation"] if place in other.tensors["activation"]}
         layers = [int(place.split(".")[1]) for place in common if place.startswith("layers.")]
         self.flow = flow(max(layers, default=-1) + 1)

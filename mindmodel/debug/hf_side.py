@@ -66,6 +66,7 @@ def trace_hugging_face(folder: Path, inputs: Inputs, dtype: str, recipe: Optiona
         loss=loss,
         grad_norm=norm,
         lr=inputs.lr,
+        library="torch",
         batch=inputs.batch,
         tensors={
             "activation": _by_place(family, model, taken.outputs(), taken.inputs()),
