@@ -140,33 +140,48 @@ def tapped_step(recipe: Recipe, built: Built) -> TappedStep:
     return TappedStep(built, recipe, taps).set_train()
 
 
-def trace_step(recipe: Recipe, inputs: Inputs, runtime: Runtime, source: str) -> Trace:
-    """Compute one step from the weights that a run of the recipe begins with, and keep what it computes.
+class TracedSteps:
+    """Steps of a recipe, from the weights that a run of it begins with.
 
     Args:
         recipe: of one device, with `model.vocab_size` filled in.
-        source: what is traced, for the reader.
 
     Raises:
         CheckpointError, ConversionError: if train.init_from cannot be read or is of another architecture.
     """
-    built = build(recipe)
-    _fill(recipe, built)
-    step, batch = tapped_step(recipe, built), inputs.batch
-    missing = ((0, built.rows - len(batch.ids)), (0, 0))
-    ids, labels = np.pad(batch.ids, missing), np.pad(batch.labels, missing, constant_values=IGNORED)
-    with runtime.cache.compiling():
-        outputs = step(Tensor(ids), Tensor(labels), Tensor(inputs.lr, ms.float32))
-    loss, norm = (float(output.asnumpy()) for output in outputs[:2])
-    return Trace(
-        source=source,
-        dtype=recipe.train.compute_dtype,
-        loss=loss,
-        grad_norm=norm,
-        lr=inputs.lr,
-        batch=batch,
-        tensors=_arrays(built, batch.ids.size, *outputs[2:]),
-    )
+
+    def __init__(self, recipe: Recipe, runtime: Runtime) -> None:
+        self._recipe, self._runtime = recipe, runtime
+        self._built = build(recipe)
+        _fill(recipe, self._built)
+        self._step = tapped_step(recipe, self._built)
+
+    def trace(self, inputs: Inputs, source: str) -> Trace:
+        """The next step, and all that it computes.
+
+        Args:
+            source: what is traced, for the reader.
+        """
+        batch = inputs.batch
+        missing = ((0, self._built.rows - len(batch.ids)), (0, 0))
+        ids, labels = np.pad(batch.ids, missing), np.pad(batch.labels, missing, constant_values=IGNORED)
+        with self._runtime.cache.compiling():
+            outputs = self._step(Tensor(ids), Tensor(labels), Tensor(inputs.lr, ms.float32))
+        loss, norm = (float(output.asnumpy()) for output in outputs[:2])
+        return Trace(
+            source=source,
+            dtype=self._recipe.train.compute_dtype,
+            loss=loss,
+            grad_norm=norm,
+            lr=inputs.lr,
+            batch=batch,
+            tensors=_arrays(self._built, batch.ids.size, *outputs[2:]),
+        )
+
+
+def trace_step(recipe: Recipe, inputs: Inputs, runtime: Runtime, source: str) -> Trace:
+    """The first step; arguments and errors are those of TracedSteps."""
+    return TracedSteps(recipe, runtime).trace(inputs, source)
 
 
 def _arrays(built: Built, rows: int, num_labels, grads, kept, logits) -> dict[str, dict[str, np.ndarray]]:
@@ -195,7 +210,7 @@ def _fill(recipe: Recipe, built: Built) -> None:
 
 def _side_by_side(parts: Sequence[Tensor]) -> np.ndarray:
     """The rows of all micro-batches. MindSpore's NumPy type of bfloat16 is not the one that others know."""
-    rows = np.concatenate([part.asnumpy() for part in parts])
+    rows = np.concatenate([part.asnumpy() for part in parts]) if len(parts) > 1 else parts[0].asnumpy()
     return rows.view(ml_dtypes.bfloat16) if rows.dtype.name == "bfloat16" else rows
 
 
