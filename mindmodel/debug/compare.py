@@ -149,10 +149,12 @@ class _Pair:
     def __init__(self, one: Trace, other: Trace) -> None:
         self.one, self.other = one, other
         self.fresh = _fresh(one, other)
-        common = {place for place in one.tensors["activation"] if place in other.tensors["activation"]}
-        layers = [int(place.split(".")[1]) for place in common if place.startswith("layers.")]
+        common = {(kind, place) for kind in KINDS for place in one.tensors[kind] if place in other.tensors[kind]}
+        self.compared = {kind for kind, _ in common}
+        layers = [int(place.split(".")[1]) for _, place in common if place.startswith("layers.")]
         self.flow = flow(max(layers, default=-1) + 1)
         self.apart: dict[tuple[str, str], _Apart] = {}
+        self.guessed: dict[tuple[str, str], _Apart] = {}
 
     def arrays(self, kind: str, place: str) -> Optional[tuple[np.ndarray, np.ndarray]]:
         mine, others = self.one.tensors[kind], self.other.tensors[kind]
@@ -187,14 +189,28 @@ class _Pair:
 
     def reached(self, place: str) -> _Apart:
         """Of an activation; where one of the two lacks it, of what it is computed from."""
-        return self.apart.get(("activation", place)) or _widest(map(self.reached, self.flow[place]))
+        return self.apart.get(("activation", place)) or self.supposed("activation", place, self.flow[place])
+
+    def supposed(self, kind: str, place: str, inputs: Iterable[str]) -> _Apart:
+        """Of a place that was not compared, from those before it. Where none of a kind was, each place adds its own
+        rounding, as independent errors add."""
+        if (kind, place) not in self.guessed:
+            reached = self.reached if kind == "activation" else self.reached_grad
+            own = 0.0 if kind in self.compared else self.fresh
+            widest = _widest(map(reached, inputs))
+            self.guessed[kind, place] = _Apart(
+                largest=widest.largest,
+                relative=float(np.hypot(widest.relative, TAIL * own)),
+                typical=float(np.hypot(widest.typical, own)),
+            )
+        return self.guessed[kind, place]
 
     def activations(self) -> Iterator[Difference]:
         """From the first to the loss."""
         for place in self.flow:
             inputs = self.inputs(place)
             yield from self.measure("activation", place, self.fresh + GAIN * inputs.typical, inputs.relative)
-        logits = self.arrays("activation", LOGITS) or (np.zeros(1), np.zeros(1))
+        logits = self.arrays("activation", LOGITS) or (np.array([self.one.loss]),)
         size = max(_root_mean_square(array.astype(np.float32)) for array in logits) / max(abs(self.one.loss), 1e-6)
         yield self.scalar("activation", LOSS, FRESH_SCALAR + GAIN * self.reached(LOGITS).typical * size)
 
@@ -210,7 +226,7 @@ class _Pair:
     def reached_grad(self, place: str) -> _Apart:
         """Of the gradient by an activation; where one of the two lacks it, of those that it is computed from."""
         users = (name for name, inputs in self.flow.items() if place in inputs)
-        return self.apart.get(("activation_grad", place)) or _widest(map(self.reached_grad, users))
+        return self.apart.get(("activation_grad", place)) or self.supposed("activation_grad", place, users)
 
     def weight_grads(self) -> Iterator[Difference]:
         """From the last weight to the first, and their norm."""
