@@ -120,7 +120,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
                 row, foreign = measure(name, size, dtype, args)
                 rows.append(row)
                 print(table(HEADER, [row.cells]), file=out)
-                print("" if row.same_losses else "THE LOSSES DIFFER\n", noise(foreign), "\n", sep="", file=out, flush=True)
+                alike = "" if row.same_losses else "THE LOSSES DIFFER\n"
+                print(f"{alike}{noise(foreign)}\n", file=out, flush=True)
     write_json(args.json, {"machine": machine(args.threads), "rows": [asdict(row) for row in rows]})
     return 0 if all(row.holds for row in rows) else 1
 

@@ -92,6 +92,7 @@ class TraceFolder(Side):
         return cls(text) if (Path(text) / INDEX_NAME).is_file() else None
 
     def trace(self, other: Optional[Trace], terminal: Terminal) -> Trace:
+        """Read it."""
         return read_trace(Path(self.text))
 
 
@@ -119,6 +120,7 @@ class RecipeSide(Side):
             self.recipe = load_recipe(self.path, self.keys, single=self.common.single, shrink=self.common.shrink)
 
     def trace(self, other: Optional[Trace], terminal: Terminal) -> Trace:
+        """Compute it."""
         with tempfile.TemporaryDirectory(prefix="mindmodel-trace-") as name, terminal.working(f"computing {self.text}"):
             folder, like = Path(name, "trace"), Path(name, "like")
             arguments = ["trace", self.path, *self.keys, *self.common.arguments(), "--out", str(folder)]
@@ -242,7 +244,8 @@ def open_sides(texts: Sequence[str], common: Common, terminal: Terminal) -> tupl
     second.beside(first)
     _refuse_other_models(first, second)
     if first.follows and second.follows:
-        raise TraceError(f"{first.text}, {second.text}: neither says which tokens to compute. Give a recipe beside one.")
+        both = f"{first.text}, {second.text}"
+        raise TraceError(f"{both}: neither says which tokens to compute. Give a recipe beside one.")
     if first.follows:
         later = second.trace(None, terminal)
         return first.trace(later, terminal), later

@@ -11,8 +11,8 @@ from __future__ import annotations
 import functools
 from typing import Mapping, Sequence
 
-import ml_dtypes
 import mindspore as ms
+import ml_dtypes
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
@@ -29,7 +29,10 @@ from mindmodel.train.step import TrainStep
 
 
 class Keep(nn.Cell):
-    """x. By `value` and `gradient`, of x's shape, the gradients are x and the gradient by x."""
+    """An identity: by `value` the gradient is x, by `gradient` it is the gradient by x.
+
+    Inputs: x, value and gradient, all [T, D]. Outputs: x.
+    """
 
     def construct(self, x, value, gradient):
         return x
@@ -52,14 +55,14 @@ class Tapped(nn.Cell):
 
 
 class TappedAttention(Tapped):
-    """Attention, which is given the norms of its heads too."""
+    """Attention, which is given the norms of its heads too. Inputs and outputs: as the Cell's."""
 
     def construct(self, x, q_norm, k_norm):
         return self.keep(self.cell(x, q_norm, k_norm), self.value, self.gradient)
 
 
 class TappedBranch(Tapped):
-    """A norm at a branch, of which what the branch gets is kept."""
+    """A norm at a branch, of which what the branch gets is kept. Inputs and outputs: as the Cell's."""
 
     def construct(self, x):
         x, branch = self.cell(x)
@@ -128,8 +131,8 @@ class TappedStep(TrainStep):
         for i in range(self.micro_batches):
             logits = logits + (self.head(kept[(2 * i + 1) * self.num_taps - 1]),)
         num_labels = self.count(labels)
-        loss, norm, _ = self.update(ops.depend(entropy, logits), grads, num_labels, lr)
-        return loss, norm, num_labels, grads, kept, logits
+        results = self.update(ops.depend(entropy, logits), grads, num_labels, lr)
+        return results[0], results[1], num_labels, grads, kept, logits
 
 
 def tapped_step(recipe: Recipe, built: Built) -> TappedStep:

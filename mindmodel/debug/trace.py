@@ -23,6 +23,7 @@ from mindmodel.recipe.schema import ModelSection
 KINDS = ("activation", "activation_grad", "weight_grad", "weight")
 """Of arrays: outputs of Cells; gradients of the mean loss by them; by the weights, before clipping; the weights after
 the step."""
+DTYPES = ("float32", "bfloat16")
 INPUT = "input"
 """Kind, in the file, of the batch: its places are `ids` and `labels`."""
 LOGITS = "logits"
@@ -135,15 +136,19 @@ def read_trace(folder: Path) -> Trace:
         raise TraceError(f"{path}: version {index.get('version')!r}; this mindmodel reads {VERSION}. Trace again.")
     try:
         names = {str(entry["name"]): str(entry["sha256"]) for entry in index["tensors"]}
-        facts = {
-            "source": str(index["source"]), "dtype": str(index["dtype"]), "library": str(index["library"]),
-            "loss": float(index["loss"]), "grad_norm": float(index["grad_norm"]), "lr": float(index["lr"]),
-        }
         arrays = _verified(Path(folder), names, index["bytes"])
-        batch = Batch(ids=arrays[INPUT].pop("ids"), labels=arrays[INPUT].pop("labels"))
-    except (KeyError, TypeError, ValueError) as fault:
+        return Trace(
+            source=str(index["source"]),
+            dtype=DTYPES[DTYPES.index(index["dtype"])],
+            loss=float(index["loss"]),
+            grad_norm=float(index["grad_norm"]),
+            lr=float(index["lr"]),
+            batch=Batch(ids=arrays[INPUT]["ids"], labels=arrays[INPUT]["labels"]),
+            tensors={kind: arrays[kind] for kind in KINDS},
+            library=str(index["library"]),
+        )
+    except (KeyError, OverflowError, TypeError, ValueError) as fault:
         raise TraceError(f"{path}: damaged ({type(fault).__name__}: {fault}). Trace again.") from fault
-    return Trace(**facts, batch=batch, tensors={kind: arrays[kind] for kind in KINDS})
 
 
 def _arrays(trace: Trace) -> list[tuple[str, str, np.ndarray]]:

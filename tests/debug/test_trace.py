@@ -64,7 +64,9 @@ def test_a_trace_of_another_version_is_refused(folder):
         read_trace(folder)
 
 
-@pytest.mark.parametrize("changes", [{"tensors": 3}, {"tensors": [{}]}, {"tensors": []}, {"loss": "much"}])
+@pytest.mark.parametrize("changes", [
+    {"tensors": 3}, {"tensors": [{}]}, {"tensors": []}, {"loss": "much"}, {"lr": 10**400}, {"dtype": "int8"},
+])
 def test_an_index_that_is_none_is_refused(folder, changes):
     change_index(folder, **changes)
     with pytest.raises(TraceError, match="(damaged|other arrays than those).*Trace again"):

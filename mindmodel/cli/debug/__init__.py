@@ -1,7 +1,8 @@
-"""Look into a training step: what the compiler made of it, and which operators a device has no kernel for.
+"""Look into a training step: what the compiler made of it, what it computes, and where two computations of it part.
 
 examples:
   mindmodel debug graph recipes/cpu/tiny.yaml
+  mindmodel debug compare recipes/cpu/tiny.yaml recipes/cpu/tiny.yaml:runtime.cpu_kernels=graph
   mindmodel debug graph --help
 
 From a symptom to the command that finds its cause: docs/debugging.md.
