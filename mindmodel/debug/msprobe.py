@@ -108,22 +108,31 @@ class _Writer:
         name, labels = f"{LOSS}.forward.0", self.trace.batch.labels.reshape(-1)
         total = np.array(self.trace.loss * self.num_labels, np.float32)
         self.entries[name] = {
-            "input_args": [None, None, self._leaf(f"{name}.input.2", labels)], "input_kwargs": {},
-            "output": [None, self._leaf(f"{name}.output.1", total)], "parameters": {},
+            "input_args": [*self._optional(f"{name}.input.0", activations.get("norm")), None,
+                           self._leaf(f"{name}.input.2", labels)],
+            "input_kwargs": {}, "output": [None, self._leaf(f"{name}.output.1", total)], "parameters": {},
         }
 
     def _backward(self) -> None:
-        name = f"{LOSS}.backward.0"
-        self.entries[name] = {"input": [self._leaf(f"{name}.input.0", np.array(1, np.float32)), None], "output": []}
-        gradients = self.trace.tensors["activation_grad"]
+        name, gradients = f"{LOSS}.backward.0", self.trace.tensors["activation_grad"]
+        weight_grads = dict(self.trace.tensors["weight_grad"])
+        head = weight_grads.pop(f"head{WEIGHT}", None)  # the loss makes the logits and is given the head's weight
+        self.entries[name] = {
+            "input": [self._leaf(f"{name}.input.0", np.array(1, np.float32)), None],
+            "output": [None, *self._optional(f"{name}.output.1", head, self.num_labels)],
+        }
         for place, array in reversed(list(_with_ends(gradients))):
             name = f"{cell_of(place)}.backward.0"
             leaf = self._leaf(f"{name}.input.{_branch(place)}", array * np.float32(self.num_labels))
             self.entries[name] = {"input": [None] * _branch(place) + [leaf], "output": []}
-        for weight, array in self.trace.tensors["weight_grad"].items():
+        for weight, array in weight_grads.items():
             name = f"{cell_of(weight.removesuffix(WEIGHT))}.parameters_grad.0"
             leaf = self._leaf(f"{name}.weight", array * np.float32(self.num_labels))
             self.entries[name] = {"weight": [leaf]}
+
+    def _optional(self, name: str, array: Optional[np.ndarray], times: float = 1) -> list[Optional[Json]]:
+        """A leaf, or none where the trace lacks it."""
+        return [None if array is None else self._leaf(name, array if times == 1 else array * np.float32(times))]
 
     def _leaf(self, name: str, array: np.ndarray) -> Json:
         """Write an array; gives what stands of it in dump.json. NumPy has no bfloat16: it is written as float32."""
