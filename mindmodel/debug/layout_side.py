@@ -192,9 +192,13 @@ def _activations(recipe: Recipe, graph: Graph) -> dict[str, _Value]:
         cell, _, name = place.rpartition(".")
         cells.setdefault(cell if name in INSIDE else place, []).append(place)
     found: dict[str, _Value] = {}
+    backward: set[str] = set()  # values of the backward pass, and what it computes again
     for node in graph.main.nodes:
+        if node.scope.startswith(GRADIENTS) or backward.intersection(node.inputs):
+            backward.add(node.output)
+            continue
         primitive = graph.primitives.get(node.target)
-        if primitive is None or node.scope.startswith(GRADIENTS):
+        if primitive is None:
             continue
         cell = place_of(node.scope)
         for place in (LOGITS,) if cell.startswith(LOSS) else _enclosing(cell, cells):
