@@ -21,10 +21,12 @@ FRESH = {("float32", "float32"): 4e-6, ("float32", "bfloat16"): 4e-3, ("bfloat16
 
 Half of the last digit is 6e-8 in float32 and 2e-3 in bfloat16, and a layer rounds several times.
 """
+SEVERAL = 3.0
+"""Times that, where results are rounded in between: attention, and gradients by weights, summed over micro-batches."""
 FRESH_SCALAR = 1e-6
 """Of the loss and the gradient norm, which are summed in float32 in either dtype."""
 GAIN = 4.0
-"""How much of its inputs' relative difference a layer may pass on. Measured: 1 to 1.5, and 2.5 where attention is sharp."""
+"""How much of its inputs' relative difference a layer may pass on. Measured: up to 1.5; sharp attention, up to 2.5."""
 TAIL = 32.0
 """Largest over typical difference that rounding explains."""
 SHOWN_MISFITS = 5
@@ -214,7 +216,8 @@ class _Pair:
         """From the first to the loss."""
         for place in self.flow:
             inputs = self.inputs(place)
-            yield from self.measure("activation", place, self.fresh + GAIN * inputs.typical, inputs.relative)
+            fresh = self.fresh * (SEVERAL if place.endswith("causal_attention") else 1)
+            yield from self.measure("activation", place, fresh + GAIN * inputs.typical, inputs.relative)
         logits = self.arrays("activation", LOGITS) or (np.array([self.one.loss]),)
         size = max(_root_mean_square(array.astype(np.float32)) for array in logits) / max(abs(self.one.loss), 1e-6)
         yield self.scalar("activation", LOSS, FRESH_SCALAR + GAIN * self.reached(LOGITS).typical * size)
@@ -240,7 +243,7 @@ class _Pair:
             used = self.users_of_weight(name, tied="head.weight" not in names)
             grads = _widest(self.reached_grad(place) for place in used)
             values = _widest(self.reached(near) for place in used for near in (place, *self.flow[place]))
-            explained = self.fresh + GAIN * (grads.typical + values.typical)
+            explained = SEVERAL * self.fresh + GAIN * (grads.typical + values.typical)
             yield from self.measure("weight_grad", name, explained, max(grads.relative, values.relative))
         of_weights = max((self.apart["weight_grad", name].typical for name in names), default=self.fresh)
         yield self.scalar("weight_grad", GRAD_NORM, FRESH_SCALAR + of_weights)

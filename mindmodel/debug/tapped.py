@@ -18,7 +18,9 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from mindmodel.data.loader import IGNORED
 from mindmodel.debug.inputs import Inputs
+from mindmodel.debug.operators import reason
 from mindmodel.debug.trace import LOGITS, Trace, flow, places
+from mindmodel.errors import GraphError
 from mindmodel.models.decoder import DTYPES, Decoder, initialize
 from mindmodel.parallel.runtime import Runtime
 from mindmodel.recipe.schema import Recipe
@@ -129,7 +131,8 @@ class TappedStep(TrainStep):
         grads, kept = grads[:self.num_weights], grads[self.num_weights:]
         logits = ()
         for i in range(self.micro_batches):
-            logits = logits + (self.head(kept[(2 * i + 1) * self.num_taps - 1]),)
+            last_activation = (2 * i + 1) * self.num_taps - 1
+            logits = logits + (self.head(kept[last_activation]),)
         num_labels = self.count(labels)
         results = self.update(ops.depend(entropy, logits), grads, num_labels, lr)
         return results[0], results[1], num_labels, grads, kept, logits
@@ -164,12 +167,14 @@ class TracedSteps:
 
         Args:
             source: what is traced, for the reader.
+
+        Raises:
+            GraphError: if it does not compile.
         """
         batch = inputs.batch
         missing = ((0, self._built.rows - len(batch.ids)), (0, 0))
         ids, labels = np.pad(batch.ids, missing), np.pad(batch.labels, missing, constant_values=IGNORED)
-        with self._runtime.cache.compiling():
-            outputs = self._step(Tensor(ids), Tensor(labels), Tensor(inputs.lr, ms.float32))
+        outputs = self._run(Tensor(ids), Tensor(labels), Tensor(inputs.lr, ms.float32))
         loss, norm = (float(output.asnumpy()) for output in outputs[:2])
         return Trace(
             source=source,
@@ -180,6 +185,16 @@ class TracedSteps:
             batch=batch,
             tensors=_arrays(self._built, batch.ids.size, *outputs[2:]),
         )
+
+    def _run(self, *arguments: Tensor) -> tuple:
+        try:
+            with self._runtime.cache.compiling():
+                return self._step(*arguments)
+        except (AttributeError, NameError, RuntimeError, TypeError, ValueError) as error:
+            raise GraphError(
+                f"the training step does not compile: {reason(error)}. `mindmodel debug graph` lists all operators "
+                "without a kernel; --debug shows all."
+            ) from error
 
 
 def trace_step(recipe: Recipe, inputs: Inputs, runtime: Runtime, source: str) -> Trace:

@@ -72,6 +72,12 @@ def test_a_trace_is_told_as_one_object(path, computed, capsys):
     assert told["loss"] == 2.5 and told["activation_grad"] == 20 and told["folder"] == "here"
 
 
+def test_a_loss_that_is_no_number_is_text_in_json(path, monkeypatch, capsys):
+    monkeypatch.setattr(trace_verb, "_trace", lambda *given: made_trace(loss=float("nan")))
+    assert main(["debug", "trace", path, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["loss"] == "nan"
+
+
 def test_a_folder_that_is_no_trace_is_not_replaced(path, computed, capsys):
     Path("thesis").mkdir()
     assert main(["debug", "trace", path, "--out", "thesis"]) == 2

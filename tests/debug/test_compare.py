@@ -62,6 +62,16 @@ def test_what_bfloat16_explains_float32_does_not():
     assert compare_traces(TRACE, noisy(coarse, 0.1, "layers.1.mlp_norm")).first.place == "layers.1.mlp_norm"
 
 
+@pytest.mark.parametrize("place, first", [
+    ("layers.1.attention.causal_attention", None), ("layers.1.mlp.gate_up", "layers.1.mlp.gate_up"),
+])
+def test_attention_which_rounds_in_between_may_differ_more_than_a_matrix_product(place, first):
+    coarse = made_trace(dtype="bfloat16")
+    other = changed(coarse, "activation", place, lambda array: noisy(coarse, 3e-3).tensors["activation"][place])
+    found = compare_traces(coarse, other).first
+    assert (found and found.place) == first
+
+
 def test_a_single_number_that_is_far_off_is_found():
     def one_is_off(array):
         array[3, 2] += 1

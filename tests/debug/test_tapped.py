@@ -12,6 +12,7 @@ import pytest
 from mindmodel.debug.compare import compare_traces
 from mindmodel.debug.inputs import inputs_of
 from mindmodel.debug.trace import LOGITS, places
+from mindmodel.errors import GraphError
 from mindmodel.models.family import parameter_shapes
 from mindmodel.recipe.load import recipe_from_dict
 from mindmodel.recipe.rules import resolve_degrees, with_defaults
@@ -175,3 +176,14 @@ def test_weights_of_init_from_are_taken(traced, monkeypatch):
     monkeypatch.setattr(tapped, "initial_weights", lambda recipe: SimpleNamespace(weights=weights))
     begun = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, init_from="runs/other"))
     assert (traced(begun).tensors["activation"]["embedding"] == 0.5).all()
+
+
+def test_a_step_that_does_not_compile_is_told_in_a_line(traced, monkeypatch):
+    from mindmodel.debug import tapped
+
+    def refuse(*arguments):
+        raise TypeError("\n----\n- Kernel select failed:\n----\nUnsupported op [RmsNorm] on CPU\n")
+
+    monkeypatch.setattr(tapped, "tapped_step", lambda recipe, built: refuse)
+    with pytest.raises(GraphError, match=r"compile: Unsupported op \[RmsNorm\] on CPU. `mindmodel debug graph"):
+        traced(a_recipe(num_layers=1))

@@ -18,22 +18,19 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable
+from typing import Callable
 
 from mindmodel.checkpoint.run_folder import RunFolder
 from mindmodel.cli.arguments import add_recipe_arguments, at_least
 from mindmodel.cli.recipe import with_vocabulary
 from mindmodel.debug import msprobe
 from mindmodel.debug.inputs import Inputs, inputs_of
-from mindmodel.debug.trace import KINDS, read_trace, refuse_other_folder, write_trace
+from mindmodel.debug.trace import KINDS, Trace, json_number, read_trace, refuse_other_folder, write_trace
 from mindmodel.parallel.environment import prepare_environment
 from mindmodel.recipe.load import load_with_changes
 from mindmodel.recipe.schema import Recipe
 from mindmodel.terminal import Terminal
 from mindmodel.train.run import for_this_machine
-
-if TYPE_CHECKING:
-    from mindmodel.debug.trace import Trace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +38,7 @@ class Format:
     """Files of a trace: how a folder that holds something else is refused, and how they are written."""
 
     refuse_other_folder: Callable[[Path], None]
-    write: Callable[["Trace", Path], object]
+    write: Callable[[Trace, Path], object]
 
 
 FORMATS = {
@@ -80,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _trace(recipe: Recipe, inputs: Inputs, source: str, terminal: Terminal) -> "Trace":
+def _trace(recipe: Recipe, inputs: Inputs, source: str, terminal: Terminal) -> Trace:
     prepare_environment(recipe.runtime.threads, recipe.runtime.cpu_kernels)
     with terminal.working("loading MindSpore"):
         from mindmodel.debug.tapped import trace_step
@@ -90,10 +87,11 @@ def _trace(recipe: Recipe, inputs: Inputs, source: str, terminal: Terminal) -> "
         return trace_step(recipe, inputs, runtime, source)
 
 
-def _report(trace: "Trace", folder: Path, as_json: bool, terminal: Terminal) -> None:
+def _report(trace: Trace, folder: Path, as_json: bool, terminal: Terminal) -> None:
     counts = {kind: len(trace.tensors[kind]) for kind in KINDS}
     if as_json:
-        print(json.dumps({"loss": trace.loss, "grad_norm": trace.grad_norm, **counts, "folder": str(folder)}))
+        numbers = {"loss": json_number(trace.loss), "grad_norm": json_number(trace.grad_norm)}
+        print(json.dumps({**numbers, **counts, "folder": str(folder)}))
         return
     terminal.say(f"loss        {trace.loss:.6f}, gradient norm {trace.grad_norm:.6f}, {trace.dtype}")
     terminal.say(f"arrays      {', '.join(f'{kind} {count}' for kind, count in counts.items())}")
