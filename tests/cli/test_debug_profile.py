@@ -22,14 +22,17 @@ LAYERS, HIDDEN, FFN, TOKENS = 3, 32, 64, 128
 KEYS = f"model.num_layers={LAYERS}", "parallel.micro_batches=2"
 
 
-@pytest.fixture(scope="module", params=["auto", "graph"])
+BFLOAT16 = "graph train.compute_dtype=bfloat16"
+
+
+@pytest.fixture(scope="module", params=["auto", "graph", pytest.param(BFLOAT16, marks=pytest.mark.long)])
 def profiled(request, tmp_path_factory, cache_of_the_tests):
     """The command of a folder in which a step was profiled into `saved`, and what it printed as JSON."""
     folder = tmp_path_factory.mktemp("profile")
     fill_with_corpus(folder)
     command = Command(folder)
     before = sorted(folder.rglob("*"))
-    keys = *KEYS, f"runtime.cpu_kernels={request.param}"
+    keys = *KEYS, *f"runtime.cpu_kernels={request.param}".split()
     done = command("debug", "profile", "recipe.yaml", *keys, "--steps", "3", "--json", "--out", "saved")
     assert done.returncode == 0, done.stderr
     command.printed, command.before, command.kernels = json.loads(done.stdout), before, request.param
