@@ -426,7 +426,8 @@ class _Places:
     def _leads_to_update(self, key: str) -> bool:
         """Whether a kernel is one of the update, or a cast or a sum that nothing else reads."""
         if key not in self._leading:
-            ends_there = self.graph.kernels[key].operator in SUMS and all(map(self._leads_to_update, self._readers(key)))
+            is_sum = self.graph.kernels[key].operator in SUMS
+            ends_there = is_sum and all(map(self._leads_to_update, self._readers(key)))
             self._leading[key] = self.phases[key] == "optimizer" or ends_there
         return self._leading[key]
 
