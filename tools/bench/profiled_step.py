@@ -1,4 +1,4 @@
-"""Child: mindmodel's training steps under MindSpore's profiler, switched on and off around each as `debug profile` does."""
+"""Child: mindmodel's training steps under MindSpore's profiler, switched on for each as `debug profile` does it."""
 
 from __future__ import annotations
 
