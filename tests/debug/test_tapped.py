@@ -18,8 +18,8 @@ from mindmodel.recipe.load import recipe_from_dict
 from mindmodel.recipe.rules import resolve_degrees, with_defaults
 
 SIZES = {"hidden_size": 32, "num_heads": 4, "num_kv_heads": 2, "ffn_size": 64, "vocab_size": 300}
-PAIRS = (("wrong rope sign", "gate and up swapped"), ("KV heads on the wrong axis", "no attention scale"))
-"""Planted together, in layers 0 and 1."""
+PAIRS = (("wrong rope sign", "gate and up swapped"), ("no attention scale", "KV heads on the wrong axis"))
+"""Planted together, in layers 0 and 1; the second is larger, so that the first does not explain it."""
 SINGLE = (*PAIRS[0], *PAIRS[1], "norm without float32")
 
 
