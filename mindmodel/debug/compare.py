@@ -109,6 +109,15 @@ def _refuse_other_step(one: Trace, other: Trace) -> None:
         raise TraceError(f"{what}: have no place in common.")
 
 
+def _fresh(one: Trace, other: Trace) -> float:
+    """Typical difference that a layer's own rounding explains. Two libraries round bfloat16 at points of their own: each
+    is as far from the other as both together are from float32."""
+    first, second = (one.dtype, other.dtype) if other.dtype == "bfloat16" else (other.dtype, one.dtype)
+    if first == "bfloat16" and one.library != other.library:
+        return 2 * FRESH["float32", "bfloat16"]
+    return FRESH[first, second]
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Apart:
     """How far two arrays are apart; see Difference."""
@@ -146,12 +155,13 @@ class _Pair:
 
     def __init__(self, one: Trace, other: Trace) -> None:
         self.one, self.other = one, other
-        first, second = (one.dtype, other.dtype) if other.dtype == "bfloat16" else (other.dtype, one.dtype)
-        self.fresh = FRESH[first, second]
-        common = {place for place in one.tensors["activation"] if place in other.tensors["activation"]}
-        layers = [int(place.split(".")[1]) for place in common if place.startswith("layers.")]
+        self.fresh = _fresh(one, other)
+        common = {(kind, place) for kind in KINDS for place in one.tensors[kind] if place in other.tensors[kind]}
+        self.compared = {kind for kind, _ in common}
+        layers = [int(place.split(".")[1]) for _, place in common if place.startswith("layers.")]
         self.flow = flow(max(layers, default=-1) + 1)
         self.apart: dict[tuple[str, str], _Apart] = {}
+        self.guessed: dict[tuple[str, str], _Apart] = {}
 
     def arrays(self, kind: str, place: str) -> Optional[tuple[np.ndarray, np.ndarray]]:
         mine, others = self.one.tensors[kind], self.other.tensors[kind]
@@ -186,7 +196,21 @@ class _Pair:
 
     def reached(self, place: str) -> _Apart:
         """Of an activation; where one of the two lacks it, of what it is computed from."""
-        return self.apart.get(("activation", place)) or _widest(map(self.reached, self.flow[place]))
+        return self.apart.get(("activation", place)) or self.supposed("activation", place, self.flow[place])
+
+    def supposed(self, kind: str, place: str, inputs: Iterable[str]) -> _Apart:
+        """Of a place that was not compared, from those before it. Where none of a kind was, each place adds its own
+        rounding, as independent errors add."""
+        if (kind, place) not in self.guessed:
+            reached = self.reached if kind == "activation" else self.reached_grad
+            own = 0.0 if kind in self.compared else self.fresh
+            widest = _widest(map(reached, inputs))
+            self.guessed[kind, place] = _Apart(
+                largest=widest.largest,
+                relative=float(np.hypot(widest.relative, TAIL * own)),
+                typical=float(np.hypot(widest.typical, own)),
+            )
+        return self.guessed[kind, place]
 
     def activations(self) -> Iterator[Difference]:
         """From the first to the loss."""
@@ -194,7 +218,7 @@ class _Pair:
             inputs = self.inputs(place)
             fresh = self.fresh * (SEVERAL if place.endswith("causal_attention") else 1)
             yield from self.measure("activation", place, fresh + GAIN * inputs.typical, inputs.relative)
-        logits = self.arrays("activation", LOGITS) or (np.zeros(1), np.zeros(1))
+        logits = self.arrays("activation", LOGITS) or (np.array([self.one.loss]),)
         size = max(_root_mean_square(array.astype(np.float32)) for array in logits) / max(abs(self.one.loss), 1e-6)
         yield self.scalar("activation", LOSS, FRESH_SCALAR + GAIN * self.reached(LOGITS).typical * size)
 
@@ -210,7 +234,7 @@ class _Pair:
     def reached_grad(self, place: str) -> _Apart:
         """Of the gradient by an activation; where one of the two lacks it, of those that it is computed from."""
         users = (name for name, inputs in self.flow.items() if place in inputs)
-        return self.apart.get(("activation_grad", place)) or _widest(map(self.reached_grad, users))
+        return self.apart.get(("activation_grad", place)) or self.supposed("activation_grad", place, users)
 
     def weight_grads(self) -> Iterator[Difference]:
         """From the last weight to the first, and their norm."""

@@ -14,12 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Optional, Sequence
 
-from mindmodel.debug.trace import INDEX_NAME, Trace, places, read_trace
+from mindmodel.convert.folder import CONFIG
+from mindmodel.debug.hf_side import trace_hugging_face
+from mindmodel.debug.inputs import Inputs, inputs_of
+from mindmodel.debug.layout_side import num_devices_of, sized, trace_layout
+from mindmodel.debug.msprobe import find_dump, read_dump
+from mindmodel.debug.trace import INDEX_NAME, Trace, places, read_trace, write_trace
 from mindmodel.errors import TraceError, TrainingError
 from mindmodel.models.family import architecture_differences
 from mindmodel.recipe.load import load_recipe
 from mindmodel.recipe.schema import Recipe
 from mindmodel.terminal import Terminal
+from mindmodel.train.init_from import initial_weights
 
 SETTINGS = re.compile(r"(?P<path>.+?):(?P<keys>[a-z_]+\.[a-z_.]+=.*)")
 BETWEEN = re.compile(r",(?=[a-z_]+\.[a-z_.]+=)")
@@ -53,15 +59,20 @@ class Side:
 
     Attributes:
         text: what the user wrote.
+        leads: whether it has a batch of its own, which the other side is to compute.
         follows: whether it computes the batch of the other side, which is then traced first.
         recipe: that it is computed from, where there is one.
     """
 
+    leads = False
     follows = False
     recipe: Optional[Recipe] = None
 
     def __init__(self, text: str) -> None:
         self.text = text
+
+    def beside(self, other: "Side") -> None:
+        """Told what the other side is, before anything is computed."""
 
     def trace(self, other: Optional[Trace], terminal: Terminal) -> Trace:
         """Compute it, or read it.
@@ -99,16 +110,102 @@ class RecipeSide(Side):
         """A file, whose errors are then a recipe's."""
         return cls(text, common) if Path(split_settings(text)[0]).is_file() else None
 
+    def beside(self, other: Side) -> None:
+        self.follows = other.leads
+
+    def begin_with(self, weights: str) -> None:
+        """Take these weights, unless the recipe names others."""
+        if self.recipe is not None and self.recipe.train.init_from is None:
+            self.keys.append(f"train.init_from={weights}")
+            self.recipe = load_recipe(self.path, self.keys, single=self.common.single, shrink=self.common.shrink)
+
     def trace(self, other: Optional[Trace], terminal: Terminal) -> Trace:
         """Compute it."""
         with tempfile.TemporaryDirectory(prefix="mindmodel-trace-") as name, terminal.working(f"computing {self.text}"):
-            folder = Path(name, "trace")
+            folder, like = Path(name, "trace"), Path(name, "like")
             arguments = ["trace", self.path, *self.keys, *self.common.arguments(), "--out", str(folder)]
+            if self.follows and other is not None:
+                write_trace(other, like)
+                arguments += ["--like", str(like)]
             run_command("debug", *arguments, "--json")
             return dataclasses.replace(read_trace(folder), source=self.text)
 
 
-KINDS_OF_SIDES: tuple[Callable[[str, Common], Optional[Side]], ...] = (TraceFolder.recognise, RecipeSide.recognise)
+class LayoutSide(RecipeSide):
+    """A recipe for several devices, whose ranks are compiled and executed in NumPy."""
+
+    @classmethod
+    def recognise(cls, text: str, common: Common) -> Optional[Side]:
+        """A file with degrees above one."""
+        side = cls(text, common) if Path(split_settings(text)[0]).is_file() else None
+        return side if side is not None and side.recipe is not None and num_devices_of(side.recipe) > 1 else None
+
+    def trace(self, other: Optional[Trace], terminal: Terminal) -> Trace:
+        assert self.recipe is not None
+        recipe = sized(self.recipe)
+        inputs = inputs_of(recipe, self.common.step)
+        if self.follows and other is not None:
+            inputs = Inputs(batch=other.batch, lr=inputs.lr)
+        weights = None if recipe.train.init_from is None else initial_weights(recipe).weights
+        num_devices = num_devices_of(recipe)
+        terminal.progress(0, num_devices, "ranks compiled")
+        trace = trace_layout(
+            recipe, inputs, weights, progress=lambda done, name: terminal.progress(done, num_devices, "ranks compiled")
+        )
+        return dataclasses.replace(trace, source=f"{self.text}, {trace.source}")
+
+
+class HuggingFaceSide(Side):
+    """A Hugging Face folder, computed by transformers on torch; a recipe beside it begins with its weights."""
+
+    follows = True
+
+    @classmethod
+    def recognise(cls, text: str, common: Common) -> Optional[Side]:
+        """A folder with config.json."""
+        return cls(text) if (Path(text) / CONFIG).is_file() else None
+
+    def beside(self, other: Side) -> None:
+        self.other = other
+        if isinstance(other, RecipeSide):
+            other.begin_with(self.text)
+
+    def trace(self, other: Optional[Trace], terminal: Terminal) -> Trace:
+        assert other is not None
+        with terminal.working(f"computing {self.text}"):
+            inputs = Inputs(batch=other.batch, lr=other.lr)
+            return trace_hugging_face(Path(self.text), inputs, other.dtype, self.other.recipe)
+
+
+class DumpSide(Side):
+    """A dump of msprobe, whose tokens a recipe beside it computes."""
+
+    leads = True
+
+    @classmethod
+    def recognise(cls, text: str, common: Common) -> Optional[Side]:
+        """A folder with dump.json, or one with a single step and rank of it."""
+        return cls(text) if find_dump(Path(text)) else None
+
+    def beside(self, other: Side) -> None:
+        self.other = other
+        self.follows = isinstance(other, TraceFolder)
+        if isinstance(other, HuggingFaceSide):
+            raise TraceError(
+                f"{self.text}, {other.text}: a dump does not say where its sequences end. Compare each with a recipe."
+            )
+
+    def trace(self, other: Optional[Trace], terminal: Terminal) -> Trace:
+        folder = find_dump(Path(self.text))
+        assert folder is not None
+        if other is not None and self.follows:
+            return read_dump(folder, other.batch.ids.shape[1])
+        return read_dump(folder, self.other.recipe.data.seq_len if self.other.recipe else None)
+
+
+KINDS_OF_SIDES: tuple[Callable[[str, Common], Optional[Side]], ...] = (
+    TraceFolder.recognise, DumpSide.recognise, HuggingFaceSide.recognise, LayoutSide.recognise, RecipeSide.recognise,
+)
 """The first that recognises a text has it."""
 
 
@@ -130,8 +227,8 @@ def side_of(text: str, common: Common) -> Side:
         if side is not None:
             return side
     raise TraceError(
-        f"{text}: neither a recipe nor a trace. A side of a comparison is RECIPE, RECIPE:key=value,key=value, or a "
-        "folder that `mindmodel debug trace` wrote."
+        f"{text}: neither a recipe nor a trace. A side of a comparison is RECIPE, RECIPE:key=value,key=value, a folder "
+        "that `mindmodel debug trace` wrote, a Hugging Face folder, or a dump of msprobe."
     )
 
 
@@ -143,6 +240,8 @@ def open_sides(texts: Sequence[str], common: Common, terminal: Terminal) -> tupl
         TrainingError: if MindSpore fails while one is computed.
     """
     first, second = (side_of(text, common) for text in texts)
+    first.beside(second)
+    second.beside(first)
     _refuse_other_models(first, second)
     if first.follows and second.follows:
         both = f"{first.text}, {second.text}"

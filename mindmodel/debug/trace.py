@@ -28,6 +28,7 @@ INPUT = "input"
 """Kind, in the file, of the batch: its places are `ids` and `labels`."""
 LOGITS = "logits"
 """The last place. Only activations have it: the loss makes its own logits, in slices, and no gradient of all."""
+LIBRARY = "mindspore"
 INDEX_NAME, TENSORS_NAME = "trace.json", "trace.safetensors"
 VERSION = 1
 
@@ -44,6 +45,7 @@ class Trace:
         lr: learning rate of the step.
         batch: sequences and labels.
         tensors: kind (of KINDS) -> place -> array [rows, columns] or a weight's shape; float32 or bfloat16.
+        library: whose operators computed it; two of them round bfloat16 at other points within a layer.
     """
 
     source: str
@@ -53,6 +55,7 @@ class Trace:
     lr: float
     batch: Batch
     tensors: Mapping[str, Mapping[str, np.ndarray]]
+    library: str = LIBRARY
 
 
 def flow(num_layers: int) -> dict[str, tuple[str, ...]]:
@@ -112,7 +115,7 @@ def write_trace(trace: Trace, folder: Path) -> None:
     with write_folder_safely(folder) as new:
         written = write_tensors(new / TENSORS_NAME, arrays)
         index = {
-            "version": VERSION, "source": trace.source, "dtype": trace.dtype,
+            "version": VERSION, "source": trace.source, "dtype": trace.dtype, "library": trace.library,
             "loss": json_number(trace.loss), "grad_norm": json_number(trace.grad_norm), "lr": trace.lr,
             "bytes": written.num_bytes,
             "tensors": [{"name": name, "sha256": written.sha256[name]} for name in arrays],
@@ -142,6 +145,7 @@ def read_trace(folder: Path) -> Trace:
             lr=float(index["lr"]),
             batch=Batch(ids=arrays[INPUT]["ids"], labels=arrays[INPUT]["labels"]),
             tensors={kind: arrays[kind] for kind in KINDS},
+            library=str(index["library"]),
         )
     except (KeyError, OverflowError, TypeError, ValueError) as fault:
         raise TraceError(f"{path}: damaged ({type(fault).__name__}: {fault}). Trace again.") from fault
