@@ -91,8 +91,11 @@ def _lines(comparison: Comparison, one: Trace, other: Trace, every: bool) -> Ite
 
 def _verdict(comparison: Comparison, one: Trace, other: Trace) -> str:
     first = comparison.first
+    if not any(row.largest for row in comparison.rows):
+        return "equal       at every place, in every number"
     if first is None:
-        return f"agree       rounding of {one.dtype} and {other.dtype} explains every difference"
+        dtypes = " and ".join(dict.fromkeys([one.dtype, other.dtype]))
+        return f"agree       rounding of {dtypes} explains every difference"
     return (
         f"part at     {first.place}, {TITLES[first.kind]}: typical relative difference {first.typical:.1e}, largest "
         f"{first.relative:.1e}; its inputs and rounding explain {first.explained:.1e}"
