@@ -91,7 +91,7 @@ def test_files_are_those_of_a_precision_debugger(dump):
     array = a_trace().tensors["activation"]["layers.0.attention.qkv"]
     assert leaf_of(content) == {
         "type": "mindspore.Tensor", "dtype": "Float32", "shape": [8, 6], "data_name": f"{name}.output.0.npy",
-        "Max": pytest.approx(array.max()), "Min": pytest.approx(array.min()), "Mean": pytest.approx(array.mean()),
+        "Max": pytest.approx(array.max()), "Min": pytest.approx(array.min()), "Mean": pytest.approx(array.mean(), abs=1e-7),
         "Norm": pytest.approx(np.linalg.norm(array)),
     }
     assert construct[name] == "Cell.decoder.layers.0.attention.Attention.forward.0"
@@ -109,7 +109,6 @@ def test_the_classes_of_our_cells_are_as_they_are_named(runtime, kernels_of, sma
     kernels_of("CPU")
     model = dataclasses.replace(small_recipe.model, num_kv_heads=1, head_size=8, qk_norm=True)
     cells = {name: type(cell).__name__ for name, cell in Decoder(model, 8).cells_and_names()}
-    cells["layers.0.attention.causal_attention"]  # has no other name
     for place in (*flow(1), "layers.0.attention", "layers.0.mlp", "layers.0.attention.q_norm"):
         path = "head" if place == LOGITS else place
         assert cell_of(place) == f"Cell.decoder.{path}.{cells[path]}"
