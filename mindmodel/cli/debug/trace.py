@@ -4,10 +4,12 @@ examples:
   mindmodel debug trace recipes/cpu/tiny.yaml
   mindmodel debug trace recipes/cpu/tiny.yaml train.compute_dtype=bfloat16 --out runs/tiny/trace-bf16
   mindmodel debug trace recipes/llama/8b.yaml --single --shrink
+  mindmodel debug trace recipes/cpu/tiny.yaml --format msprobe --out runs/tiny/dump
 
 The step is the one that training compiles, on the weights that the run begins with; train.init_from=RUN takes a run's
 or a checkpoint's. Its tokens are random ones of the recipe's seed, or those of a step: --step N. It writes
-FOLDER/trace.json and trace.safetensors, which `mindmodel debug compare` compares. Nothing is trained.
+FOLDER/trace.json and trace.safetensors, which `mindmodel debug compare` compares; with --format msprobe the files that
+msprobe's compare and graph_visualize read, in FOLDER/step0/rank0. Nothing is trained.
 """
 
 from __future__ import annotations
