@@ -85,7 +85,8 @@ def opened(*texts, **common):
 
 @pytest.mark.parametrize("text, kind", [
     ("trace", TraceFolder), ("dump", DumpSide), ("dump/step0/rank0/dump.json", DumpSide), ("hf", HuggingFaceSide),
-    ("demo.yaml", RecipeSide), ("demo.yaml:parallel.tp=2", LayoutSide), ("demo.yaml:parallel.micro_batches=2", RecipeSide),
+    ("demo.yaml", RecipeSide), ("demo.yaml:parallel.micro_batches=2", RecipeSide),
+    ("demo.yaml:parallel.tp=2", LayoutSide),
 ])
 def test_a_side_is_recognised_by_what_it_names(text, kind):
     assert type(side_of(text, Common())) is kind

@@ -9,8 +9,10 @@ examples:
 A and B are each a recipe, a recipe with settings of its own (RECIPE:key=value,key=value), or a folder that `mindmodel
 debug trace` wrote. A recipe whose degrees make several devices is compiled for all ranks, which are executed in NumPy.
 A Hugging Face folder is computed by transformers on torch, and a recipe beside it begins with its weights. A dump of
-msprobe is read. Behind them stand key=value pairs of both. Weights and tokens are the same on both sides. It prints the largest absolute and relative difference of activations, their gradients, the weights' gradients and the weights
-after the step, a layer in a line, and all places of a layer where something is not explained.
+msprobe is read. Behind them stand key=value pairs of both. Weights and tokens are the same on both sides.
+
+It prints the largest absolute and relative difference of activations, their gradients, the weights' gradients and the
+weights after the step, a layer in a line, and all places of a layer where something is not explained.
 
 exit code: 0 rounding explains every difference; 1 they part; 2 they cannot be compared.
 """

@@ -53,7 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Of this subcommand."""
     add_recipe_arguments(parser)
     parser.add_argument("--step", type=at_least(1), metavar="N", help="tokens of this step; default: random ones")
-    parser.add_argument("--like", type=Path, metavar="TRACE", help="tokens and labels of a trace that was written before")
+    parser.add_argument("--like", type=Path, metavar="TRACE", help="tokens and labels of a trace"
+                        " that was written before")
     parser.add_argument("--format", choices=tuple(FORMATS), default="mindmodel",
                         help="msprobe: the files of its PrecisionDebugger; default mindmodel")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where it is written; default: trace/ of the run")
