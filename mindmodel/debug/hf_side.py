@@ -82,8 +82,8 @@ def _imported(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise TraceError(
-            f"a Hugging Face folder is computed by transformers on torch, and {name} cannot be imported here ({error}). "
-            f"Install both: pip install {' '.join(NEEDED)}"
+            f"a Hugging Face folder is computed by transformers on torch, and {name} cannot be imported here "
+            f"({error}). Install both: pip install {' '.join(NEEDED)}"
         ) from error
 
 
@@ -125,7 +125,9 @@ class _Taken:
     def _hook(self, name: str) -> Any:
         def keep(module: Any, inputs: tuple[Any, ...], output: Any) -> None:
             first = output[0] if isinstance(output, tuple) else output
-            for tensors, tensor in ((self._outputs, first), (self._inputs, inputs[0] if inputs else None)):
+            pairs: list[tuple[dict[str, Any], Any]] = [(self._outputs, first)]
+            pairs += [(self._inputs, tensor) for tensor in inputs[:1]]
+            for tensors, tensor in pairs:
                 if getattr(tensor, "requires_grad", False):
                     tensor.retain_grad()
                     tensors[name] = tensor
