@@ -11,6 +11,7 @@ from typing import Callable
 
 import numpy as np
 
+from mindmodel.checkpoint.blocks import fault_of
 from mindmodel.checkpoint.part import Crew
 from mindmodel.checkpoint.save import save_checkpoint
 from mindmodel.checkpoint.shares import Placement, held_block
@@ -61,6 +62,12 @@ def random_arrays(shapes, seed: int = 0) -> dict[str, np.ndarray]:
     }
 
 
+def fault_of_blocks(blocks, shape) -> str:
+    """As fault_of, of blocks one by one."""
+    columns = ([block.offset for block in blocks], [block.shape for block in blocks])
+    return fault_of(*(np.array(column, int).reshape(len(blocks), len(shape)) for column in columns), shape)
+
+
 def held(arrays, placements, mesh: Mesh) -> Callable[[int], dict[str, np.ndarray]]:
     """What each rank holds of whole tensors."""
 
@@ -73,7 +80,7 @@ def held(arrays, placements, mesh: Mesh) -> Callable[[int], dict[str, np.ndarray
 
 def save_by_all(folder: Path, step: int, holding: Callable[[int], dict], placements, mesh: Mesh, **crew) -> Path:
     """Save from all ranks what each holds; moments are the optimizer's."""
-    base = Crew(mesh=mesh, placements=placements, attempt="a", **{"patience_s": 20, **crew})
+    base = Crew(mesh=mesh, placements=placements, **{"attempt": "a", "patience_s": 20, **crew})
 
     def save(rank: int) -> Path:
         mine = holding(rank)

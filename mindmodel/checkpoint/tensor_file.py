@@ -131,12 +131,12 @@ class TensorFile:
     """
 
     def __init__(self, path: Path, error: type[MindModelError] = CheckpointError) -> None:
-        self._path, self._error = Path(path), error
-        if not self._path.is_file():
+        self.path, self._error = Path(path), error
+        if not self.path.is_file():
             raise error(f"{path}: there is no such file.")
-        if self._path.stat().st_size < LENGTH_BYTES:
+        if self.path.stat().st_size < LENGTH_BYTES:
             self._refuse("shorter than the length field")
-        with open(self._path, "rb") as file:
+        with open(self.path, "rb") as file:
             self._bytes = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
         header, self._data = self._header()
         self.metadata: dict[str, str] = header.pop(METADATA, {})
@@ -171,7 +171,7 @@ class TensorFile:
         return LazyTensor(shape=self.shape(name), dtype=self.dtype(name), read=lambda: self.array(name))
 
     def _refuse(self, fault: str) -> NoReturn:
-        raise self._error(f"{self._path}: no whole safetensors file: {fault}. Copy or write it again.")
+        raise self._error(f"{self.path}: no whole safetensors file: {fault}. Copy or write it again.")
 
     def _header(self) -> tuple[dict[str, Any], int]:
         length = int.from_bytes(self._bytes[:LENGTH_BYTES].tobytes(), "little")
