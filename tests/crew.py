@@ -11,7 +11,7 @@ from typing import Callable
 
 import numpy as np
 
-from mindmodel.checkpoint.blocks import fault_of
+from mindmodel.checkpoint.blocks import Block, fault_of, whole
 from mindmodel.checkpoint.part import Crew
 from mindmodel.checkpoint.save import save_checkpoint
 from mindmodel.checkpoint.shares import Placement, held_block
@@ -60,6 +60,22 @@ def random_arrays(shapes, seed: int = 0) -> dict[str, np.ndarray]:
         name: np.frombuffer(draw.bytes(math.prod(shape) * dtype.itemsize), dtype).reshape(shape)
         for name, (shape, dtype) in ((name, (shape, DTYPE_OF_NAME[code])) for name, (shape, code) in shapes.items())
     }
+
+
+def random_blocks(draw: random.Random, shape) -> list[Block]:
+    """Of a tensor that was cut at random again and again."""
+    blocks = [whole(shape)]
+    for _ in range(draw.randrange(8)):
+        one = blocks.pop(draw.randrange(len(blocks)))
+        dim = draw.randrange(len(shape))
+        size = draw.randrange(one.shape[dim] + 1)
+        for start, length in ((0, size), (size, one.shape[dim] - size)):
+            offset, extent = list(one.offset), list(one.shape)
+            offset[dim] += start
+            extent[dim] = length
+            blocks.append(Block(offset=tuple(offset), shape=tuple(extent)))
+        blocks = [one for one in blocks if 0 not in one.shape]
+    return blocks
 
 
 def fault_of_blocks(blocks, shape) -> str:

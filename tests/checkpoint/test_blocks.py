@@ -4,29 +4,13 @@ import random
 
 import numpy as np
 import pytest
-from crew import fault_of_blocks
+from crew import fault_of_blocks, random_blocks
 
 from mindmodel.checkpoint.blocks import Block, common, whole
 
 
 def block(offset, shape):
     return Block(offset=tuple(offset), shape=tuple(shape))
-
-
-def random_blocks(draw, shape):
-    """Of a tensor that was cut at random again and again."""
-    blocks = [whole(shape)]
-    for _ in range(draw.randrange(8)):
-        one = blocks.pop(draw.randrange(len(blocks)))
-        dim = draw.randrange(len(shape))
-        size = draw.randrange(one.shape[dim] + 1)
-        for start, length in ((0, size), (size, one.shape[dim] - size)):
-            offset, extent = list(one.offset), list(one.shape)
-            offset[dim] += start
-            extent[dim] = length
-            blocks.append(block(offset, extent))
-        blocks = [one for one in blocks if 0 not in one.shape]
-    return blocks
 
 
 def counted(blocks, shape):

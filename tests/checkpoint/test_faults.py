@@ -66,7 +66,7 @@ def test_the_index_of_another_checkpoint_is_found_out(tmp_path):
 
 def test_a_rank_that_never_returns_is_named_and_leaves_nothing(tmp_path):
     save(tmp_path, 1)
-    with pytest.raises(CheckpointError, match=r"\.step_2\.b\.tmp: rank 1 did not write its part within 0.2 s. Nothing of"):
+    with pytest.raises(CheckpointError, match=r"\.step_2\.b\.tmp: rank 1 did not write its part within 0.2 s. Nothing"):
         save_as(0, tmp_path, 2, patience_s=0.2)
     assert names(tmp_path) == ["step_1"]
 

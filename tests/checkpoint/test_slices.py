@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from test_blocks import random_blocks
+from crew import random_blocks
 
 from mindmodel.checkpoint.blocks import Block, common
 from mindmodel.checkpoint.slices import Slice, Slices, Table
