@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Callable, Iterator, Mapping, Optional, Sequence
@@ -24,6 +25,9 @@ from mindmodel.errors import CheckpointError
 from mindmodel.files import file_inside
 from mindmodel.machine import usable_cores
 from mindmodel.parallel.mesh import Mesh
+
+BATCH_BYTES = 64 * 2**20
+"""What a thread verifies at a time, or a tensor where that is more."""
 
 
 class Contents:
@@ -105,6 +109,15 @@ class Tensors(Mapping[str, np.ndarray]):
         found.flags.writeable = False
         return found
 
+    def fetch(self, name: str, block: Optional[Block] = None) -> None:
+        """Have the system read the bytes of a tensor, or of a block of it; it keeps them in memory for a while."""
+        block = block or whole(self._entries[name].shape)
+        for part in self._entries[name].slices.meeting(block):
+            both = common(part, block)
+            assert both is not None
+            for _ in self._files[part.file].chunks(name, both.within(part).place[0] if part.shape else None):
+                pass
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
 
@@ -155,6 +168,10 @@ class HeldTensors(Mapping[str, np.ndarray]):
         """The block, read-only."""
         return self._tensors.block(name, self._blocks[name])
 
+    def fetch(self, name: str) -> None:
+        """Have the system read the bytes of the block; it keeps them in memory for a while."""
+        self._tensors.fetch(name, self._blocks[name])
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Of the blocks by name; nothing is read."""
         return {name: block.shape for name, block in self._blocks.items()}
@@ -171,6 +188,24 @@ def shapes_of(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
     if isinstance(arrays, (Tensors, HeldTensors)):
         return arrays.shapes()
     return {name: tuple(array.shape) for name, array in arrays.items()}
+
+
+def in_turn(arrays: Mapping[str, np.ndarray], names: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
+    """Arrays by name, one after another; while one of a checkpoint is used, the bytes of the next are read.
+
+    Raises:
+        CheckpointError: if a file is not what the index says.
+    """
+    if not isinstance(arrays, (Tensors, HeldTensors)):
+        yield from ((name, arrays[name]) for name in names)
+        return
+    with ThreadPoolExecutor(1) as reader:
+        fetched = [reader.submit(arrays.fetch, name) for name in names[:1]]
+        for name, following in zip(names, [*names[1:], None]):
+            fetched.pop().result()
+            if following is not None:
+                fetched.append(reader.submit(arrays.fetch, following))
+            yield name, arrays[name]
 
 
 def misfit_message(where: str, faults: Sequence[str]) -> str:
@@ -297,20 +332,34 @@ def faults_of(checkpoint: Checkpoint, verify: bool = True) -> Iterator[str]:
             sound.append(name)
     if verify:
         with ThreadPoolExecutor(usable_cores()) as readers:
-            for faults in readers.map(lambda name: _faults_in(checkpoint, name), sound):
+            batches = (batch for name in sound for batch in _batches(checkpoint, name))
+            for faults in readers.map(lambda batch: batch(), batches):
                 yield from faults
 
 
-def _faults_in(checkpoint: Checkpoint, name: str) -> list[str]:
-    """What is wrong with the content of a file."""
-    where = checkpoint.path / name
+def _batches(checkpoint: Checkpoint, name: str) -> Iterator[Callable[[], list[str]]]:
+    """The checks of what is in a file, so that many threads have something to do even if there is one file."""
     try:
         file = checkpoint.files[name]
     except CheckpointError as error:
-        return [str(error)]
+        fault = str(error)
+        yield lambda: [fault]
+        return
+    batch, room = list[tuple[str, Slice]](), BATCH_BYTES
+    for tensor, part in checkpoint.files.slices_in(name):
+        batch.append((tensor, part))
+        room -= file.array(tensor).nbytes
+        if room <= 0:
+            yield partial(_faults_in, file, batch)
+            batch, room = [], BATCH_BYTES
+    yield partial(_faults_in, file, batch)
+
+
+def _faults_in(file: TensorFile, slices: Sequence[tuple[str, Slice]]) -> list[str]:
+    """What is wrong with the numbers of some slices in a file."""
     return [
-        f"{where}: damaged: SHA-256 {found} of tensor '{tensor}', the index says {part.sha256}."
-        for tensor, part in checkpoint.files.slices_in(name)
+        f"{file.path}: damaged: SHA-256 {found} of tensor '{tensor}', the index says {part.sha256}."
+        for tensor, part in slices
         if (found := file.sha256(tensor)) != part.sha256
     ]
 

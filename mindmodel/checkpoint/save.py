@@ -7,7 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Callable, Mapping, Optional
+from typing import Any, Callable, Mapping, Optional, Sequence
 
 from mindmodel.checkpoint.background import HostMemory
 from mindmodel.checkpoint.index import Index, TensorEntry
@@ -22,6 +22,7 @@ from mindmodel.checkpoint.part import (
     write_part,
 )
 from mindmodel.checkpoint.retention import remove_leftovers, retain
+from mindmodel.checkpoint.shares import Placement
 from mindmodel.checkpoint.slices import Slices, Table
 from mindmodel.checkpoint.tensor_file import Tensor
 from mindmodel.errors import CheckpointError
@@ -93,7 +94,7 @@ def checkpoint_writer(
             versions=versions,
             random=random,
             files={name: size for part in parts for name, size in part.files.items()},
-            tensors=_entries(planned, parts),
+            tensors=tensor_entries(planned.placements, parts),
         )
 
     def write() -> Path:
@@ -140,16 +141,16 @@ def _missing(temporary: Path, index: Index) -> str:
     return next((f"'{name}' has {sizes.get(name, 0)} of {size} bytes" for name, size in short), "")
 
 
-def _entries(planned: PlannedPart, parts: list[Part]) -> dict[str, TensorEntry]:
-    """Index entries of all tensors."""
+def tensor_entries(placements: Mapping[str, Placement], parts: Sequence[Part]) -> dict[str, TensorEntry]:
+    """The index entries of all tensors, of what all ranks have written."""
     files, tables = list[str](), []
     for part in parts:
         tables.append(replace(part.slices, file=part.slices.file + len(files)))
         files += part.files
-    rows = Table.joined(tables).by_tensor([len(placement.shape) for placement in planned.placements.values()])
+    rows = Table.joined(tables).by_tensor([len(placement.shape) for placement in placements.values()])
     return {
         name: TensorEntry(shape=placement.shape, dtype=placement.dtype, slices=Slices(table, files))
-        for (name, placement), table in zip(planned.placements.items(), rows)
+        for (name, placement), table in zip(placements.items(), rows)
     }
 
 

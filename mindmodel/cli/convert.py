@@ -41,10 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     give.add_argument("target", metavar="OUT", type=Path, help="new or empty folder")
     give.add_argument("--dtype", choices=WEIGHT_DTYPES, help="default: as stored")
     take = subparsers.add_parser("from-mindformers", help="make a run of weights that MindFormers has saved")
-    take.add_argument("source", metavar="DIR", type=Path, help="its checkpoint folder, or one iteration_N in it")
+    take.add_argument("source", metavar="DIR", type=Path, help="checkpoint folder, or one iteration_N in it")
     take.add_argument("target", metavar="RUN", type=Path, help="new or empty folder")
     take.add_argument("--model", metavar="DIR", type=Path, help="with config.json and tokenizer; default: DIR")
-    parser.leaves = [export, load, check, give, take]  # type: ignore[attr-defined]  # each gets the flags that all verbs have
+    leaves = [export, load, check, give, take]  # each gets the flags that all verbs have
+    parser.leaves = leaves  # type: ignore[attr-defined]
 
 
 def run(args: argparse.Namespace) -> int:
