@@ -129,7 +129,7 @@ def _parts_of(found: Sequence[Piece], placements: Iterable[str]) -> list[Part]:
 def arguments(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     """Of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gib", type=float, default=1.0, help="of tensors, default 1; memory holds them three times")
+    parser.add_argument("--gib", type=float, default=0.5, help="of tensors, default 0.5; memory holds them three times")
     parser.add_argument("--rounds", type=int, default=3, help="default 3")
     parser.add_argument("--folder", help="on the disk to measure; default that of temporary files")
     parser.add_argument("--json", metavar="FILE", help="also as JSON; - is standard output")

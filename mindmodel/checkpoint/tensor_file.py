@@ -7,7 +7,7 @@ import json
 import math
 import mmap
 import os
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping, NoReturn, Optional, Union
@@ -69,7 +69,7 @@ class Written:
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Optional[Mapping[str, str]] = None, *, new: bool = False
 ) -> Written:
-    """Write a safetensors file and fsync it; one tensor is in memory at a time. The caller sees to a temporary folder.
+    """Write a safetensors file and fsync it; one lazy tensor is in memory at a time. The caller sees to a temporary folder.
 
     Args:
         new: whether a file of that name must not be there yet.
@@ -82,18 +82,19 @@ def write_tensors(
         Wide dtypes come first, so that every tensor is aligned.
     """
     names = sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize)
-    header, digests = _header_of(tensors, names, metadata), {}
+    header, digests = _header_of(tensors, names, metadata), dict[str, Future[str]]()
     num_bytes = len(header) + sum(tensors[name].nbytes for name in names)
     with open(path, "xb" if new else "wb") as file, ThreadPoolExecutor(1) as hasher:
         file.write(header)
         for name in names:
             part = _bytes_of(tensors[name])
-            digest = hasher.submit(_sha256, part)  # both leave Python's lock: the longer of the two counts
+            digests[name] = hasher.submit(_sha256, part)  # beside writing and syncing, which leave Python's lock too
             file.write(part)
-            digests[name] = digest.result()
+            if isinstance(tensors[name], LazyTensor):
+                digests[name].result()  # its numbers go before the next come
         file.flush()
         os.fsync(file.fileno())
-    return Written(num_bytes=num_bytes, sha256=digests)
+        return Written(num_bytes=num_bytes, sha256={name: digest.result() for name, digest in digests.items()})
 
 
 def _sha256(part: Union[bytes, memoryview]) -> str:
