@@ -69,7 +69,9 @@ class Written:
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Optional[Mapping[str, str]] = None, *, new: bool = False
 ) -> Written:
-    """Write a safetensors file and fsync it; one lazy tensor is in memory at a time. The caller sees to a temporary folder.
+    """Write a safetensors file and fsync it; one lazy tensor is in memory at a time.
+
+    The caller sees to a temporary folder.
 
     Args:
         new: whether a file of that name must not be there yet.

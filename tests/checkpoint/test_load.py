@@ -6,12 +6,22 @@ import hashlib
 import numpy as np
 import pytest
 
+from mindmodel.checkpoint import load
 from mindmodel.checkpoint.index import Index, TensorEntry
-from mindmodel.checkpoint.load import list_checkpoints, newest_checkpoint, open_checkpoint
+from mindmodel.checkpoint.load import (
+    HeldTensors,
+    damage_of,
+    in_turn,
+    list_checkpoints,
+    newest_checkpoint,
+    open_checkpoint,
+)
 from mindmodel.checkpoint.save import save_checkpoint
+from mindmodel.checkpoint.shares import Placement
 from mindmodel.checkpoint.slices import Slice, Slices
 from mindmodel.checkpoint.tensor_file import write_tensors
 from mindmodel.errors import CheckpointError
+from mindmodel.parallel.mesh import Mesh
 
 WHOLE = np.arange(24, dtype=np.float32).reshape(4, 6)
 
@@ -196,3 +206,45 @@ def test_the_slice_that_was_damaged_is_named(tmp_path):
     flip_last_byte(tmp_path / "step_1" / SLICES[2].file)
     with pytest.raises(CheckpointError, match="step_1/weights-10.safetensors: damaged: SHA-256 .*, the index says"):
         open_checkpoint(tmp_path / "step_1")
+
+
+def test_arrays_come_in_turn_while_the_next_is_fetched(tmp_path, monkeypatch):
+    save_slices(tmp_path / "step_1", SLICES)
+    weights, fetched = open_checkpoint(tmp_path / "step_1", verify=False).weights(), []
+    fetch = weights.fetch
+    monkeypatch.setattr(weights, "fetch", lambda name: fetched.append(name) or fetch(name))
+    ((name, array),) = in_turn(weights, ["w"])
+    assert name == "w" and fetched == ["w"]
+    np.testing.assert_array_equal(array, WHOLE)
+    assert list(in_turn({"a": 1, "b": 2}, ["b", "a"])) == [("b", 2), ("a", 1)] and list(in_turn(weights, [])) == []
+
+
+def test_what_a_rank_holds_comes_in_turn_too(tmp_path):
+    save_slices(tmp_path / "step_1", SLICES)
+    placements = {"w": Placement(shape=(4, 6), dtype="float32", axes=("tp", None), stage=0)}
+    weights = open_checkpoint(tmp_path / "step_1", verify=False).weights()
+    ((_, array),) = in_turn(HeldTensors(weights, placements, Mesh(tp=4), 1), ["w"])
+    np.testing.assert_array_equal(array, WHOLE[1:2])
+
+
+def test_a_damaged_file_is_named_when_it_is_fetched(tmp_path):
+    save_slices(tmp_path / "step_1", SLICES)
+    weights = open_checkpoint(tmp_path / "step_1", verify=False).weights()
+    (tmp_path / "step_1" / SLICES[3].file).write_bytes(b"short")
+    with pytest.raises(CheckpointError, match="weights-11.safetensors: no whole safetensors file"):
+        list(in_turn(weights, ["w"]))
+
+
+def test_all_damage_of_a_large_file_is_named_though_many_threads_look(tmp_path, monkeypatch):
+    monkeypatch.setattr(load, "BATCH_BYTES", 20)
+    weights = {f"w{number}": np.full(5, number, np.float32) for number in range(6)}
+    path = save_checkpoint(
+        tmp_path, step=1, samples=0, tokens=0, weights=weights, optimizer={}, recipe={}, versions={}, random={},
+        layout={}, keep=1, keep_every=0,
+    )
+    content = bytearray((path / "weights.safetensors").read_bytes())
+    content[-1] ^= 1
+    content[-41] ^= 1
+    (path / "weights.safetensors").write_bytes(content)
+    _, faults = damage_of(path)
+    assert [fault.partition("tensor ")[2][:4] for fault in faults] == ["'w3'", "'w5'"]
