@@ -17,9 +17,10 @@ import argparse
 from pathlib import Path
 
 from mindmodel.convert.check import differences
-from mindmodel.convert.hf import Written, from_hf, to_hf
+from mindmodel.convert.hf import from_hf, to_hf
 from mindmodel.convert.mindformers import from_mindformers, to_mindformers
 from mindmodel.convert.rules import WEIGHT_DTYPES
+from mindmodel.convert.written import Written
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

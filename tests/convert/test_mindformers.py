@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from command import ROOT
+from runs import make_run
 
 from mindmodel.convert.hf import to_hf
 from mindmodel.convert.mindformers import from_mindformers, to_mindformers
@@ -38,18 +39,18 @@ def exchange(folder, run, family, jobs):
 
 
 @pytest.fixture(scope="module")
-def qwen3(make_run_in, tmp_path_factory):
+def qwen3(tmp_path_factory):
     """With layouts: four ranks."""
     folder = tmp_path_factory.mktemp("qwen3")
     jobs = {"converted": ("load_hf", "hf"), "cut": ("save_cut", "cut"), "areas": ("reshard", "given")}
-    return exchange(folder, make_run_in(folder, family="qwen3"), "qwen3", JOBS | jobs)
+    return exchange(folder, make_run(folder / "run", family="qwen3"), "qwen3", JOBS | jobs)
 
 
 @pytest.fixture(scope="module")
-def llama(make_run_in, tmp_path_factory):
+def llama(tmp_path_factory):
     """Its Llama is of an older kind: the head size follows from the hidden size, and nothing converts whole folders."""
     folder = tmp_path_factory.mktemp("llama")
-    run = make_run_in(folder, family="llama", head_size=4)
+    run = make_run(folder / "run", family="llama", head_size=4)
     return exchange(folder, run, "llama", JOBS | {"converted": ("convert_hf", "hf")})
 
 
