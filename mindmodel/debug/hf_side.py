@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import Any, Mapping, Optional, Union
+from typing import Any, Mapping, Optional
 
 import ml_dtypes
 import numpy as np
 
 from mindmodel.checkpoint.tensor_file import LazyTensor
 from mindmodel.convert.folder import CONFIG, read_config, read_tensors
-from mindmodel.convert.rules import Join, Rename, active_rules, to_ours
+from mindmodel.convert.rules import Join, Moved, active_rules, to_ours
 from mindmodel.data.loader import IGNORED
 from mindmodel.debug.inputs import Inputs
 from mindmodel.debug.trace import LOGITS, Trace, places
@@ -200,7 +200,7 @@ def _activation_gradients(family: Family, model: ModelSection, taken: _Taken) ->
     return {place: array.astype(np.float32) for place, array in found.items() if place != LOGITS}
 
 
-def _joined(rule: Union[Rename, Join], model: ModelSection, outputs: Arrays) -> np.ndarray:
+def _joined(rule: Moved, model: ModelSection, outputs: Arrays) -> np.ndarray:
     """What our layer gives, from those that its weight is made of."""
     theirs = rule.theirs if isinstance(rule, Join) else (rule.theirs,)
     parts = {name: _lazy(outputs[name.removesuffix(WEIGHT)].T) for name in theirs}
