@@ -89,10 +89,11 @@ class DataParallelStep(TrainStep):
         self.over_ranks = SumOverRanks()
 
     def construct(self, ids, labels, lr):
-        entropy, grads = self.accumulate(ids, labels)
+        own, grads = self.accumulate(ids, labels)
         num_labels = ops.cast(labels >= 0, mstype.float32).sum()
-        sums = self.over_ranks((ops.stack((entropy, num_labels)),) + grads)
-        return self.update(sums[0][0], sums[1:], ops.maximum(sums[0][1], 1.0), lr)
+        sums = self.over_ranks((ops.stack((own[0], num_labels)),) + grads)
+        found = self.update(sums[0][0], sums[1:], ops.maximum(sums[0][1], 1.0), lr)
+        return found + self.over_ranks(own[1:]) if self.optimizer.norms else found
 
 
 class RankStep(TrainStep):

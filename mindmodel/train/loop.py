@@ -7,6 +7,8 @@ import time
 from contextlib import contextmanager, nullcontext
 from typing import Iterator, Optional, Union
 
+import numpy as np
+
 from mindmodel.checkpoint.layout import optimizer_placements, weight_placements
 from mindmodel.checkpoint.load import Checkpoint, HeldTensors
 from mindmodel.data.loader import heldout_batches
@@ -21,6 +23,7 @@ from mindmodel.train.build import build
 from mindmodel.train.evaluate import Evaluation, compile_evaluation, evaluate
 from mindmodel.train.init_from import keep_origin
 from mindmodel.train.metrics import Metrics, NoMetrics, Utilisation
+from mindmodel.train.norms import norm_columns
 from mindmodel.train.run import OpenedRun
 from mindmodel.train.saving import Saving
 from mindmodel.train.schedule import learning_rate
@@ -37,6 +40,7 @@ class Training:
         recipe = self.recipe = opened.recipe
         self.step = self.first_step = opened.position.step
         self.evaluation: Optional[Evaluation] = None
+        self.norm_outputs: list[np.ndarray] = []
         self.heartbeat = heartbeat_of_this_process()
         self.ranks = runtime.ranks
         self.built = build(recipe, self.ranks.rank)
@@ -100,6 +104,8 @@ class Training:
             if self.step % recipe.log.every == 0 or self.step == recipe.train.steps:
                 metrics.write(self.step, {"loss": loss, "lr": lr, "grad_norm": norm, **window.scalars()})
                 window = Window(self)
+            if recipe.log.norms_every and self.step % recipe.log.norms_every == 0:
+                metrics.write(self.step, self.norms())
             code = self._together(stopper)
             last = self.step == recipe.train.steps
             if last or (recipe.train.eval_every and self.step % recipe.train.eval_every == 0 and code == GO_ON):
@@ -130,10 +136,16 @@ class Training:
         with self._compiling() if first else nullcontext():
             outputs = [output.asnumpy() for output in self.built.run(batch, lr)]
         loss, norm, applied = float(outputs[0]), float(outputs[1]), bool(outputs[2])
+        self.norm_outputs = outputs[3:]
         if not applied:
             self._not_finite(step, loss, norm)
         self.step = step
         return loss, norm, lr
+
+    def norms(self) -> dict[str, float]:
+        """Columns of the metrics: those that log.norms_every asks for, of the step before."""
+        names = [parameter.name for parameter in self.optimizer.parameters]
+        return norm_columns(self.norm_outputs, names, self.recipe.padded_sequences * self.recipe.data.seq_len)
 
     @contextmanager
     def _compiling(self) -> Iterator[None]:
