@@ -30,6 +30,10 @@ class GlobalTotals(nn.Cell):
         self.square_sum = device_kernels().square_sum()
         self.all_reduce, self.map = ops.AllReduce(), ops.HyperMap()
 
+    def squares(self, own):
+        """As Totals'; what several ranks hold counts once."""
+        return self.all_reduce(own * Tensor(self.shares, mstype.float32))
+
     def square(self, grad, share):
         """What one gradient counts."""
         square = self.square_sum((grad,))
@@ -145,11 +149,9 @@ class AccumulatingStep(RankStep):
         loss = self.network(ids, labels)
         grads = self.grad(self.network, self.weights)(ids, labels)
         summed = ops.depend(self.accu_grads, grads)
-        loss, norm, apply = self.update(
-            loss, grads if self.sharded else summed, self.num_labels.value(), self.lr.value()
-        )
-        cleared = self.map(ops.partial(self.clear, loss), summed)
-        return ops.depend(loss, cleared), norm, apply
+        found = self.update(loss, grads if self.sharded else summed, self.num_labels.value(), self.lr.value())
+        cleared = self.map(ops.partial(self.clear, found[0]), summed)
+        return (ops.depend(found[0], cleared),) + found[1:]
 
     def clear(self, loss, total):
         """Make a sum zero, from its own values: a zero tensor of the graph would be as large again."""

@@ -68,11 +68,12 @@ def build(recipe: Recipe, rank: int = 0) -> Built:
     decoder = Decoder(model, recipe.data.seq_len, train.compute_dtype)
     norms = recipe.log.norms_every > 0
     optimizer = AdamW(decoder.trainable_params(), recipe.optim, train.check_finite != "none", norms)
-    network = DecoderLoss(decoder, model.vocab_size, train.z_loss, norms=norms)
     mesh, share, rows = mesh_of(parallel), Share(), recipe.padded_sequences
+    whole_model = mesh.num_devices == 1 or ms.get_context("device_target") == "CPU"
+    network = DecoderLoss(decoder, model.vocab_size, train.z_loss, norms=norms and whole_model)
     if mesh.num_devices == 1:
         step = TrainStep(network, optimizer, train, parallel.micro_batches)
-    elif ms.get_context("device_target") == "CPU":
+    elif whole_model:
         step = DataParallelStep(network, optimizer, train, parallel.micro_batches)
         share, rows = Share(index=rank, of=mesh.dp), recipe.sequences_per_rank
     else:

@@ -24,6 +24,10 @@ class Totals(nn.Cell):
         super().__init__()
         self.square_sum = device_kernels().square_sum()
 
+    def squares(self, own):
+        """Sums of squares by parameter [3, n], from those of what this rank holds."""
+        return own
+
     def construct(self, entropy, grads):
         return entropy, self.square_sum(grads)
 
@@ -96,7 +100,7 @@ class TrainStep(nn.Cell):
     def norms(self, squares, num_labels):
         """Of parameters, gradients and updates, from their sums of squares [3, n]."""
         one = Tensor(1.0, mstype.float32)
-        return ops.sqrt(squares) / ops.stack((one, num_labels, one)).reshape((3, 1))
+        return ops.sqrt(self.totals.squares(squares)) / ops.stack((one, num_labels, one)).reshape((3, 1))
 
     def construct(self, ids, labels, lr):
         sums, grads = self.accumulate(ids, labels)
