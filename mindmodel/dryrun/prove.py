@@ -129,12 +129,17 @@ def execute_graphs(
                 parameters["num_labels"][...], parameters["lr"][...] = num_labels, LR
         outputs = interpreter.run([inputs] * len(graphs))
         losses.append([float(output[0]) for output in outputs])
-        norms.append([float(output[1]) for output in outputs])
+        norms += [list(column) for column in zip(*map(_norms, outputs))]
         if step == 0:
             moments = [_named(rank, MOMENT) for rank in interpreter.parameters]
             log = list(interpreter.log)
     weights = [{name: array.copy() for name, array in rank.items()} for rank in interpreter.parameters]
     return Execution(losses=losses, norms=norms, moments=moments, weights=weights, log=log)
+
+
+def _norms(output: Sequence[np.ndarray]) -> list[float]:
+    """Of the whole gradient and, with log.norms_every, of each parameter, gradient and update."""
+    return [float(norm) for part in (output[1], *output[3:4]) for norm in np.ravel(part)]
 
 
 def _named(parameters: Mapping[str, np.ndarray], prefix: str) -> Arrays:
