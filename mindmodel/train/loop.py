@@ -1,81 +1,43 @@
-"""The training loop: one compiled step after another, with evaluation, checkpoints and an orderly end."""
+"""The training loop: one step after another, with evaluation, checkpoints and an orderly end."""
 
 from __future__ import annotations
 
 import math
 import time
-from contextlib import contextmanager, nullcontext
-from typing import Iterator, Optional, Union
+from typing import Optional, Union
 
-import numpy as np
-
-from mindmodel.checkpoint.layout import optimizer_placements, weight_placements
-from mindmodel.checkpoint.load import Checkpoint, HeldTensors
 from mindmodel.data.loader import heldout_batches
-from mindmodel.errors import TrainingError
-from mindmodel.models.decoder import DecoderLoss, initialize
-from mindmodel.parallel.heartbeat import heartbeat_of_this_process
-from mindmodel.parallel.mesh import mesh_of
+from mindmodel.models.decoder import DecoderLoss
 from mindmodel.parallel.runtime import Runtime, peak_flops
 from mindmodel.recipe.estimate import FLOP_FORMULA, estimate
 from mindmodel.terminal import Terminal, duration
-from mindmodel.train.build import build
 from mindmodel.train.evaluate import Evaluation, compile_evaluation, evaluate
 from mindmodel.train.init_from import keep_origin
 from mindmodel.train.metrics import Metrics, NoMetrics, Utilisation
-from mindmodel.train.norms import norm_columns
 from mindmodel.train.run import OpenedRun
 from mindmodel.train.saving import Saving
-from mindmodel.train.schedule import learning_rate
-from mindmodel.train.slow_ranks import SlowRanks
-from mindmodel.train.state import fill
+from mindmodel.train.stepping import Stepping
 from mindmodel.train.stopping import GO_ON, Stopper, agreed
 
 
-class Training:
-    """A run in memory: network, optimizer and step graph, at the step of its checkpoint."""
+class Training(Stepping):
+    """A run in memory that trains: its steps, and what is written of them."""
 
     def __init__(self, opened: OpenedRun, runtime: Runtime, terminal: Terminal) -> None:
-        self.opened, self.runtime, self.terminal = opened, runtime, terminal
-        recipe = self.recipe = opened.recipe
-        self.step = self.first_step = opened.position.step
+        super().__init__(opened, runtime, terminal)
+        recipe = self.recipe
+        if opened.initial is not None:
+            keep_origin(opened.initial, opened.folder)
         self.evaluation: Optional[Evaluation] = None
-        self.norm_outputs: list[np.ndarray] = []
-        self.heartbeat = heartbeat_of_this_process()
-        self.ranks = runtime.ranks
-        self.built = build(recipe, self.ranks.rank)
-        self.decoder, self.optimizer = self.built.decoder, self.built.optimizer
         self.eval_network = DecoderLoss(self.decoder, recipe.model.vocab_size, gradient=False).set_train(False)
-        self._fill()
         self.saving = Saving(self)
         peak, peak_name = peak_flops(runtime)
-        self.slow_ranks = SlowRanks(runtime)
         self.utilisation = Utilisation(
             flop_per_token=estimate(recipe, recipe.model.vocab_size).flop_per_token,
             formula=FLOP_FORMULA,
             peak_flops=float(self.ranks.gather(peak).sum()),
             peak_name=peak_name,
         )
-
-    def _fill(self) -> None:
-        """Weights and optimizer state: the checkpoint's, those of train.init_from, or fresh ones."""
-        checkpoint, parameters = self.opened.position.checkpoint, self.decoder.trainable_params()
-        if checkpoint is not None:
-            self._fill_from(checkpoint)
-        elif self.opened.initial is not None:
-            fill(parameters, self.opened.initial.weights, str(self.recipe.train.init_from))
-            keep_origin(self.opened.initial, self.opened.folder)
-        else:
-            initialize(self.decoder, self.recipe.model, self.recipe.train.seed)
-
-    def _fill_from(self, checkpoint: Checkpoint) -> None:
-        """This rank's blocks of weights and optimizer state, whichever ranks have written them."""
-        mesh, rank, where = mesh_of(self.recipe.parallel), self.ranks.rank, str(checkpoint.path)
-        weights = weight_placements(self.recipe)
-        optimizer = optimizer_placements(weights)
-        fill(self.decoder.trainable_params(), HeldTensors(checkpoint.weights(), weights, mesh, rank, where), where)
-        fill(self.optimizer.state().values(), HeldTensors(checkpoint.optimizer(), optimizer, mesh, rank, where), where)
-        checkpoint.release()
 
     def run(self, stopper: Stopper, metrics: Union[Metrics, NoMetrics]) -> int:
         """Train to the last step, or until the stopper of one of the ranks says no. The state is saved either way.
@@ -123,43 +85,6 @@ class Training:
             for line in self.slow_ranks.found():
                 self.terminal.say(f"step {self.step}: {line}")
         return agreed(codes[:, 0])
-
-    def one_step(self) -> tuple[float, float, float]:
-        """The next optimizer step: its loss, gradient norm before clipping and learning rate."""
-        recipe, step = self.recipe, self.step + 1
-        lr = learning_rate(recipe.optim, recipe.train.steps, step)
-        count, first = recipe.sequences_per_step, self.step == self.first_step
-        self.heartbeat.beat("data", step)
-        with self.slow_ranks.reading():
-            batch = self.opened.batches.batch(self.step * count, count, self.built.share, self.built.rows)
-        self.heartbeat.beat("compiling" if first else "step", step)
-        with self._compiling() if first else nullcontext():
-            outputs = [output.asnumpy() for output in self.built.run(batch, lr)]
-        loss, norm, applied = float(outputs[0]), float(outputs[1]), bool(outputs[2])
-        self.norm_outputs = outputs[3:]
-        if not applied:
-            self._not_finite(step, loss, norm)
-        self.step = step
-        return loss, norm, lr
-
-    def norms(self) -> dict[str, float]:
-        """Columns of the metrics: those that log.norms_every asks for, of the step before."""
-        names = [parameter.name for parameter in self.optimizer.parameters]
-        return norm_columns(self.norm_outputs, names, self.recipe.padded_sequences * self.recipe.data.seq_len)
-
-    @contextmanager
-    def _compiling(self) -> Iterator[None]:
-        with self.terminal.working("compiling the training graph"), self.runtime.cache.compiling(kept=True):
-            yield
-
-    def _not_finite(self, step: int, loss: float, norm: float) -> None:
-        found = f"step {step}: loss {loss}, gradient norm {norm}: not finite"
-        if self.recipe.train.check_finite == "stop":
-            raise TrainingError(
-                f"{found}. The weights were not touched. Use a smaller optim.peak_lr, or train.check_finite=skip to "
-                "pass over such steps."
-            )
-        self.terminal.say(f"{found}; the weights stay as they were.")
 
     def _show(self, loss: float, window: "Window") -> None:
         left = (self.recipe.train.steps - self.step) * window.step_s

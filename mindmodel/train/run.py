@@ -18,7 +18,7 @@ from mindmodel.checkpoint.index import INDEX_NAME
 from mindmodel.checkpoint.load import Checkpoint, list_checkpoints, newest_checkpoint, open_checkpoint
 from mindmodel.checkpoint.run_folder import RunFolder
 from mindmodel.data.loader import TrainBatches
-from mindmodel.data.prepare import Corpus, prepare
+from mindmodel.data.prepare import Corpus, prepare, reopen
 from mindmodel.errors import CheckpointError, LaunchError, LayoutError, RecipeError
 from mindmodel.machine import memory
 from mindmodel.parallel.launch import refuse_cut_weights
@@ -205,7 +205,22 @@ def open_run(recipe: Recipe, folder: RunFolder, position: Position, terminal: Te
     read_metrics(folder.metrics_file)
     if recipe.model.vocab_size is not None:
         _refuse_too_large(recipe)
-    corpus = prepare(recipe.data, folder.path, terminal.status)
+    return _opened(recipe, folder, position, prepare(recipe.data, folder.path, terminal.status))
+
+
+def reopen_run(recipe: Recipe, folder: RunFolder, step: int, terminal: Terminal) -> OpenedRun:
+    """A run at its newest whole checkpoint at or before a step, or at its beginning. Nothing is locked or written.
+
+    Raises:
+        as open_run; DataError too if the corpus is gone.
+    """
+    _refuse_too_large(recipe)
+    corpus = reopen(recipe.data, folder.path, terminal.status)
+    checkpoint = newest_checkpoint(folder.checkpoints, terminal.say, last=step)
+    return _opened(recipe, folder, Position(checkpoint=checkpoint, changes=()), corpus)
+
+
+def _opened(recipe: Recipe, folder: RunFolder, position: Position, corpus: Corpus) -> OpenedRun:
     recipe = _with_vocab_size(recipe, corpus.tokenizer.vocab_size)
     _refuse_too_large(recipe)
     fresh = position.checkpoint is None and recipe.train.init_from is not None

@@ -1,0 +1,111 @@
+"""A run in memory, which makes one optimizer step after another; nothing is written."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager, nullcontext
+from typing import Iterator
+
+import numpy as np
+
+from mindmodel.checkpoint.layout import optimizer_placements, weight_placements
+from mindmodel.checkpoint.load import Checkpoint, HeldTensors
+from mindmodel.data.loader import Batch
+from mindmodel.errors import TrainingError
+from mindmodel.models.decoder import initialize
+from mindmodel.parallel.heartbeat import heartbeat_of_this_process
+from mindmodel.parallel.mesh import mesh_of
+from mindmodel.parallel.runtime import Runtime
+from mindmodel.terminal import Terminal
+from mindmodel.train.build import build
+from mindmodel.train.norms import norm_columns
+from mindmodel.train.run import OpenedRun
+from mindmodel.train.schedule import learning_rate
+from mindmodel.train.slow_ranks import SlowRanks
+from mindmodel.train.state import fill
+
+
+class Stepping:
+    """Network, optimizer and step graph of a run, at the step of its checkpoint.
+
+    Attributes:
+        step: steps done.
+        built: the Cells.
+    """
+
+    def __init__(self, opened: OpenedRun, runtime: Runtime, terminal: Terminal) -> None:
+        self.opened, self.runtime, self.terminal = opened, runtime, terminal
+        self.recipe, self.ranks = opened.recipe, runtime.ranks
+        self.step = self.first_step = opened.position.step
+        self.heartbeat, self.slow_ranks = heartbeat_of_this_process(), SlowRanks(runtime)
+        self.built = build(self.recipe, self.ranks.rank)
+        self.decoder, self.optimizer = self.built.decoder, self.built.optimizer
+        self._norm_outputs: list[np.ndarray] = []
+        self._fill()
+
+    def _fill(self) -> None:
+        """Weights and optimizer state: the checkpoint's, those of train.init_from, or fresh ones."""
+        checkpoint = self.opened.position.checkpoint
+        if checkpoint is not None:
+            self._fill_from(checkpoint)
+        elif self.opened.initial is not None:
+            where = str(self.recipe.train.init_from)
+            fill(self.decoder.trainable_params(), self.opened.initial.weights, where)
+        else:
+            initialize(self.decoder, self.recipe.model, self.recipe.train.seed)
+
+    def _fill_from(self, checkpoint: Checkpoint) -> None:
+        """This rank's blocks of weights and optimizer state, whichever ranks have written them."""
+        mesh, rank, where = mesh_of(self.recipe.parallel), self.ranks.rank, str(checkpoint.path)
+        weights = weight_placements(self.recipe)
+        optimizer = optimizer_placements(weights)
+        fill(self.decoder.trainable_params(), HeldTensors(checkpoint.weights(), weights, mesh, rank, where), where)
+        fill(self.optimizer.state().values(), HeldTensors(checkpoint.optimizer(), optimizer, mesh, rank, where), where)
+        checkpoint.release()
+
+    def batch_of(self, step: int) -> Batch:
+        """This rank's share of the samples of a step, counted from 1."""
+        count = self.recipe.sequences_per_step
+        return self.opened.batches.batch((step - 1) * count, count, self.built.share, self.built.rows)
+
+    def learning_rate_of(self, step: int) -> float:
+        """Of a step, counted from 1."""
+        return learning_rate(self.recipe.optim, self.recipe.train.steps, step)
+
+    def one_step(self) -> tuple[float, float, float]:
+        """The next optimizer step: its loss, gradient norm before clipping and learning rate.
+
+        Raises:
+            TrainingError: if loss or gradients are not finite and train.check_finite is stop.
+        """
+        step, lr, first = self.step + 1, self.learning_rate_of(self.step + 1), self.step == self.first_step
+        self.heartbeat.beat("data", step)
+        with self.slow_ranks.reading():
+            batch = self.batch_of(step)
+        self.heartbeat.beat("compiling" if first else "step", step)
+        with self._compiling() if first else nullcontext():
+            outputs = [output.asnumpy() for output in self.built.run(batch, lr)]
+        loss, norm, applied = float(outputs[0]), float(outputs[1]), bool(outputs[2])
+        self._norm_outputs = outputs[3:]
+        if not applied:
+            self._not_finite(step, loss, norm)
+        self.step = step
+        return loss, norm, lr
+
+    def norms(self) -> dict[str, float]:
+        """Of the step before, by column of the metrics; what log.norms_every asks for."""
+        names = [parameter.name for parameter in self.optimizer.parameters]
+        return norm_columns(self._norm_outputs, names, self.recipe.padded_sequences * self.recipe.data.seq_len)
+
+    @contextmanager
+    def _compiling(self) -> Iterator[None]:
+        with self.terminal.working("compiling the training graph"), self.runtime.cache.compiling(kept=True):
+            yield
+
+    def _not_finite(self, step: int, loss: float, norm: float) -> None:
+        found = f"step {step}: loss {loss}, gradient norm {norm}: not finite"
+        if self.recipe.train.check_finite == "stop":
+            raise TrainingError(
+                f"{found}. The weights were not touched. Use a smaller optim.peak_lr, or train.check_finite=skip to "
+                "pass over such steps."
+            )
+        self.terminal.say(f"{found}; the weights stay as they were.")
