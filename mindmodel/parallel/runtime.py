@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Optional
+from typing import Iterator, Optional
 
 import mindspore as ms
 import numpy as np
@@ -91,6 +92,16 @@ def start_runtime(recipe: Recipe, purpose: str, terminal: Optional[Terminal] = N
         cache=cache,
         ranks=Ranks(here),
     )
+
+
+@contextmanager
+def operators_unfused(runtime: Runtime) -> Iterator[None]:
+    """Graphs that are compiled inside have their operators one by one."""
+    ms.set_context(enable_graph_kernel=False)
+    try:
+        yield
+    finally:
+        ms.set_context(enable_graph_kernel=runtime.graph_kernels)
 
 
 def _meet(terminal: Terminal) -> None:

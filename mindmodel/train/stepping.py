@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from contextlib import contextmanager, nullcontext
 from typing import Iterator
 
@@ -10,7 +11,7 @@ import numpy as np
 from mindmodel.checkpoint.layout import optimizer_placements, weight_placements
 from mindmodel.checkpoint.load import Checkpoint, HeldTensors
 from mindmodel.data.loader import Batch
-from mindmodel.errors import TrainingError
+from mindmodel.errors import NotFiniteError
 from mindmodel.models.decoder import initialize
 from mindmodel.parallel.heartbeat import heartbeat_of_this_process
 from mindmodel.parallel.mesh import mesh_of
@@ -75,7 +76,7 @@ class Stepping:
         """The next optimizer step: its loss, gradient norm before clipping and learning rate.
 
         Raises:
-            TrainingError: if loss or gradients are not finite and train.check_finite is stop.
+            NotFiniteError: if loss or gradients are not finite and train.check_finite is stop.
         """
         step, lr, first = self.step + 1, self.learning_rate_of(self.step + 1), self.step == self.first_step
         self.heartbeat.beat("data", step)
@@ -104,8 +105,11 @@ class Stepping:
     def _not_finite(self, step: int, loss: float, norm: float) -> None:
         found = f"step {step}: loss {loss}, gradient norm {norm}: not finite"
         if self.recipe.train.check_finite == "stop":
-            raise TrainingError(
+            run = shlex.quote(str(self.opened.folder.path))
+            raise NotFiniteError(
                 f"{found}. The weights were not touched. Use a smaller optim.peak_lr, or train.check_finite=skip to "
-                "pass over such steps."
+                f"pass over such steps. `mindmodel debug nan {run}` names the first tensor that is not finite.",
+                loss,
+                norm,
             )
         self.terminal.say(f"{found}; the weights stay as they were.")

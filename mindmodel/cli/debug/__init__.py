@@ -2,6 +2,7 @@
 
 examples:
   mindmodel debug graph recipes/cpu/tiny.yaml
+  mindmodel debug nan runs/tiny
   mindmodel debug graph --help
 
 From a symptom to the command that finds its cause: docs/debugging.md.
@@ -15,6 +16,7 @@ from types import ModuleType
 
 SUBCOMMANDS = {
     "graph": "what the compiler made of a training step, and every operator without a kernel",
+    "nan": "the first tensor of a run that is not finite: step, layer, operator, sample",
 }
 """Each is a file of this folder."""
 
