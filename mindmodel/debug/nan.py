@@ -43,9 +43,14 @@ class Report:
     finding: Optional[Finding]
 
     @property
+    def numbers(self) -> dict[str, float]:
+        """That the step reports."""
+        return {"loss": self.loss, "grad_norm": self.grad_norm}
+
+    @property
     def is_finite(self) -> bool:
         """Whether nothing of the step is not."""
-        return self.finding is None and math.isfinite(self.loss) and math.isfinite(self.grad_norm)
+        return self.finding is None and all(map(math.isfinite, self.numbers.values()))
 
 
 def step_to_look_into(rows: Sequence[Mapping[str, Any]], where: Path) -> int:
@@ -97,7 +102,7 @@ def find_nan(path: Path, step: Optional[int], terminal: Terminal) -> Report:
 
 
 def _looked_into(stepping: Stepping, step: int, terminal: Terminal, stages: Path) -> Report:
-    from mindmodel.debug.nonfinite import first_bad_parameter, first_in_step
+    from mindmodel.debug.nonfinite import Search, first_bad_parameter
 
     start, recipe = stepping.step, stepping.recipe
     state = [*stepping.decoder.trainable_params(), *stepping.optimizer.state().values()]
@@ -106,9 +111,8 @@ def _looked_into(stepping: Stepping, step: int, terminal: Terminal, stages: Path
     finding = finding or first_bad_parameter(state, "update")
     if finding is None and not (math.isfinite(loss) and math.isfinite(norm)):
         with terminal.working("computing every result of the step"):
-            finding = first_in_step(
-                stepping.built, stepping.batch_of(number), recipe.parallel.micro_batches, stepping.runtime, stages
-            )
+            search = Search(stepping.built, recipe, stepping.runtime, stages)
+            finding = search.first(stepping.batch_of(number))
     return Report(
         run=str(stepping.opened.folder.path),
         step=number,

@@ -18,11 +18,11 @@ from mindspore import Parameter, Tensor, nn
 
 from mindmodel.data.loader import Batch
 from mindmodel.debug.compile import export_graph
-from mindmodel.debug.sources import Source
 from mindmodel.debug.values import HELD_BYTES, Range, Values, range_of
 from mindmodel.dryrun.graph import Node
 from mindmodel.dryrun.live import place_of
 from mindmodel.parallel.runtime import Runtime, operators_unfused
+from mindmodel.recipe.schema import Recipe
 from mindmodel.train.build import Built
 
 GRADIENTS = "Gradients/"
@@ -91,46 +91,74 @@ def first_bad_parameter(parameters: Iterable[Parameter], phase: str) -> Optional
     return None
 
 
-def first_in_step(
-    built: Built, batch: Batch, micro_batches: int, runtime: Runtime, stages: Path, held_bytes: int = HELD_BYTES
-) -> Optional[Finding]:
-    """Of a step with the weights as they are; None if all that is computed before the update is finite.
+class Search:
+    """Looks into steps of one shape.
 
     Args:
+        built: the training step of the recipe; it is looked into with the weights that it has then.
         stages: as export_graph's.
         held_bytes: as of Values.
 
     Raises:
         GraphError: if the step's gradients do not compile.
     """
-    size = len(batch.ids) // micro_batches
-    pieces = [(batch.ids[at:at + size], batch.labels[at:at + size]) for at in range(0, len(batch.ids), size)]
-    with operators_unfused(runtime):
+
+    def __init__(
+        self, built: Built, recipe: Recipe, runtime: Runtime, stages: Path, held_bytes: int = HELD_BYTES
+    ) -> None:
+        self.micro_batches, self.runtime = recipe.parallel.micro_batches, runtime
+        self.shape = built.rows // self.micro_batches, recipe.data.seq_len
+        ids = Tensor(np.zeros(self.shape, np.int32))
         cell = Gradients(built).set_train()
-        inputs = [(Tensor(ids), Tensor(labels)) for ids, labels in pieces]
-        mindir, sources = export_graph(cell, inputs[0], runtime.cache, stages)
-        search = _Search(Values(mindir, held_bytes), sources, built, batch.ids[:size].shape)
-        for number, given in enumerate(inputs):
-            if found := search.first(given, runtime):
-                first = found.sequence
-                return found if first is None else replace(found, sequence=first + number * size)
-        return search.first_sum()
-
-
-class _Search:
-    """A step's graph, and the numbers of what it has given."""
-
-    def __init__(self, values: Values, sources: Mapping[str, Source], built: Built, shape: tuple[int, ...]):
-        self.values, self.sources, self.shape = values, sources, shape
-        self.weights = {weight.name: Tensor(weight.asnumpy()) for weight in built.optimizer.parameters}
-        self.names = {parameter.key: parameter.name for parameter in values.graph.parameters}
-        self.ranges: dict[str, Range] = {
-            key: range_of(self.weights[name].asnumpy()) for key, name in self.names.items()
-        }
-        leaves = self._leaves(values.graph.main.outputs[0])
-        self.gradients = dict(zip(leaves[2:], self.weights))
+        self.weights = list(cell.get_parameters())
+        with operators_unfused(runtime):
+            mindir, self.sources = export_graph(cell, (ids, ids), runtime.cache, stages)
+        self.values = Values(mindir, held_bytes)
+        self.names = {parameter.key: parameter.name for parameter in self.values.graph.parameters}
+        leaves = self._leaves(self.values.graph.main.outputs[0])
+        self.gradients = dict(zip(leaves[2:], (weight.name for weight in built.optimizer.parameters)))
         self.forward = self._before(leaves[:2])
-        self.squares = dict.fromkeys(self.weights, 0.0)
+        self.ranges: dict[str, Range] = {}
+
+    def first(self, batch: Batch) -> Optional[Finding]:
+        """Of a global batch; None if all that is computed before the update is finite."""
+        weights = {weight.name: Tensor(weight.asnumpy()) for weight in self.weights}
+        self.ranges = {key: range_of(weights[name].asnumpy()) for key, name in self.names.items()}
+        squares = dict.fromkeys(self.gradients, 0.0)
+        size = self.shape[0]
+        for begin in range(0, len(batch.ids), size):
+            inputs = Tensor(batch.ids[begin:begin + size]), Tensor(batch.labels[begin:begin + size])
+            if found := self._first(inputs, weights):
+                first = found.sequence
+                return found if first is None else replace(found, sequence=first + begin)
+            for key in squares:
+                squares[key] += self.ranges[self.values.behind(key)].norm ** 2
+        return self._sum(squares) if sum(squares.values()) > LARGEST_SQUARE else None
+
+    def _first(self, inputs: Sequence[Tensor], weights: Mapping[str, Tensor]) -> Optional[Finding]:
+        """Of a micro-batch."""
+        nodes = sorted(self.values.tensors(), key=lambda node: node.output not in self.forward)
+        with operators_unfused(self.runtime):
+            for node, array in self.values.compute(nodes, inputs, weights, self.runtime.cache):
+                found = self.ranges[node.output] = range_of(array)
+                if found.num_bad:
+                    return self._finding(node, found)
+        return None
+
+    def _sum(self, squares: Mapping[str, float]) -> Finding:
+        """Of gradients each of which is finite."""
+        largest = sorted(squares, key=lambda key: -squares[key])[:4]
+        return Finding(
+            tensor="the gradient norm",
+            place="step",
+            operator=ADDED_UP,
+            phase="backward",
+            range=range_of(np.array([np.inf], np.float32)),
+            inputs=tuple(
+                Operand(name=f"gradient of {self.gradients[key]}", range=self.ranges[self.values.behind(key)])
+                for key in largest
+            ),
+        )
 
     def _leaves(self, key: str) -> list[str]:
         """The tensors in a nest of tuples."""
@@ -150,34 +178,6 @@ class _Search:
                 found.add(key)
                 waiting += self.values.makers[key].inputs if key in self.values.makers else []
         return found
-
-    def first(self, inputs: Sequence[Tensor], runtime: Runtime) -> Optional[Finding]:
-        """In one micro-batch."""
-        nodes = sorted(self.values.tensors(), key=lambda node: node.output not in self.forward)
-        for node, array in self.values.compute(nodes, inputs, self.weights, runtime.cache):
-            found = self.ranges[node.output] = range_of(array)
-            if found.num_bad:
-                return self._finding(node, found)
-        for key, name in self.gradients.items():
-            self.squares[name] += self.ranges[self.values.behind(key)].norm ** 2
-        return None
-
-    def first_sum(self) -> Optional[Finding]:
-        """Of all gradients, each of which is finite."""
-        total = sum(self.squares.values())
-        if total <= LARGEST_SQUARE:
-            return None
-        largest = sorted(self.gradients.items(), key=lambda item: -self.squares[item[1]])[:4]
-        return Finding(
-            tensor="the gradient norm",
-            place="step",
-            operator=ADDED_UP,
-            phase="backward",
-            range=range_of(np.float32([np.inf])),
-            inputs=tuple(
-                Operand(name=f"gradient of {name}", range=self.ranges[self.values.behind(key)]) for key, name in largest
-            ),
-        )
 
     def _finding(self, node: Node, found: Range) -> Finding:
         maker = self._maker(node)
@@ -224,7 +224,8 @@ class _Search:
 
     def _gradient_of(self, node: Node) -> str:
         """The weight whose gradient it is."""
-        return next((name for key, name in self.gradients.items() if self._uncast(key) == self._uncast(node.output)), "")
+        own = self._uncast(node.output)
+        return next((name for key, name in self.gradients.items() if self._uncast(key) == own), "")
 
     def _uncast(self, key: str) -> str:
         """Behind casts and changes of shape."""

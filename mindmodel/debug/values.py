@@ -1,4 +1,4 @@
-"""What every node of a compiled graph gives, computed by MindSpore's own kernels: the graph with all results as outputs.
+"""What the nodes of a compiled graph give, by MindSpore's own kernels: the graph is run with them as its outputs.
 
 MindSpore itself has no way to ask for them on CPU but dumps of the whole process.
 """
@@ -8,15 +8,16 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, Mapping, Sequence
+from typing import Iterator, Mapping, Optional, Sequence
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 
-from mindmodel.debug.operators import BUNDLE, REFERENCE
-from mindmodel.dryrun.graph import Graph, Node, TensorType
+from mindmodel.debug.operators import BUNDLE, REFERENCE, reason
+from mindmodel.dryrun.graph import Node, TensorType
 from mindmodel.dryrun.mindir import load_graph, model_class
+from mindmodel.errors import GraphError
 from mindmodel.parallel.graph_cache import GraphCache
 
 SAME_VALUE = ("Depend", "Load")
@@ -38,8 +39,8 @@ class Range:
     """
 
     type: str
-    low: float | None
-    high: float | None
+    low: Optional[float]
+    high: Optional[float]
     num_bad: int = 0
     first_bad: tuple[int, ...] = ()
     bad: str = ""
@@ -97,22 +98,37 @@ class Values:
     def compute(
         self, nodes: Sequence[Node], inputs: Sequence[Tensor], parameters: Mapping[str, Tensor], cache: GraphCache
     ) -> Iterator[tuple[Node, np.ndarray]]:
-        """What some nodes give, in their order; always the same nodes and parameters.
+        """What some nodes give, in their order; always the same nodes.
 
         Args:
             inputs: of the graph.
             parameters: of the graph, by their own names.
+
+        Raises:
+            GraphError: if MindSpore cannot, as without memory for them.
         """
         for group in self._groups(nodes):
-            with cache.compiling():
-                cell = self._cells[group[0].output] = self._cells.get(group[0].output) or self._cell(group, parameters)
-                results = cell(*inputs)
-                arrays = [result.asnumpy() for result in (results if isinstance(results, tuple) else (results,))]
+            try:
+                with cache.compiling():
+                    results = self._prepared(group, parameters)(*inputs)
+                    arrays = [result.asnumpy() for result in (results if isinstance(results, tuple) else (results,))]
+            except (MemoryError, RuntimeError, TypeError, ValueError) as error:
+                raise GraphError(f"results of operators cannot be had: {reason(error)}. --debug shows all.") from error
             yield from zip(group, arrays)
+
+    def _prepared(self, group: Sequence[Node], parameters: Mapping[str, Tensor]) -> nn.Cell:
+        """The graph with these results, compiled once, with these parameters."""
+        key = group[0].output
+        if key not in self._cells:
+            self._cells[key] = self._cell(group, parameters)
+        for parameter in self._cells[key].get_parameters():
+            parameter.set_data(parameters[parameter.name])
+        return self._cells[key]
 
     def _groups(self, nodes: Sequence[Node]) -> Iterator[list[Node]]:
         """Nodes whose results may be held at once."""
-        group, held = [], 0
+        group: list[Node] = []
+        held = 0
         for node in nodes:
             assert isinstance(node.type, TensorType)
             size = int(np.prod(node.type.shape)) * node.type.dtype.itemsize

@@ -22,9 +22,9 @@ def part_of(parameter: str) -> str:
 def norm_columns(outputs: Sequence[np.ndarray], parameters: Sequence[str], num_tokens: int) -> dict[str, float]:
     """Norms by column.
 
-    `weight` is the norm of a part's weights after the step, `grad` that of their gradient before clipping, `update` that
-    of what the step took from them. `activation` is the norm of the vector that the part gives for a token, the root
-    mean square over the tokens of the step.
+    `weight` is the norm of a part's weights after the step, `grad` that of their gradient before clipping, `update`
+    that of what the step took from them. `activation` is the norm of the vector that the part gives for a token, the
+    root mean square over the tokens of the step.
 
     Args:
         outputs: of a step: norms of the parameters [3, n], and where there are any, the activations' sums of squares

@@ -16,9 +16,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Iterator
+from typing import TYPE_CHECKING, Any, Iterator, Optional
 
 from mindmodel.cli.arguments import at_least
 from mindmodel.debug.nan import Report, find_nan
@@ -45,13 +46,19 @@ def run(args: argparse.Namespace) -> int:
     terminal = Terminal(sys.stderr if args.json else None)
     report = find_nan(args.folder, args.step, terminal)
     if args.json:
-        print(json.dumps(dataclasses.asdict(report)))
+        print(json.dumps(_plain(report)))
     else:
         terminal.say("\n".join(_lines(report, args.step)))
     return 0 if report.is_finite else 1
 
 
-def _lines(report: Report, asked: int | None) -> Iterator[str]:
+def _plain(report: Report) -> dict[str, Any]:
+    """For JSON, which has no number that is not finite."""
+    numbers = {name: value if math.isfinite(value) else None for name, value in report.numbers.items()}
+    return {**dataclasses.asdict(report), **numbers}
+
+
+def _lines(report: Report, asked: Optional[int]) -> Iterator[str]:
     yield f"step        {report.step}: loss {report.loss:.6g}, gradient norm {report.grad_norm:.6g}"
     if asked is not None and report.step < asked:
         yield f"            the run's step {asked} comes after it"
@@ -69,6 +76,8 @@ def _finding_lines(found: Finding, report: Report) -> Iterator[str]:
     if found.operator:
         yield f"operator    {found.operator}{f', {found.where}' if found.where else ''}"
     yield f"values      {_range(found.range)}"
+    if found.phase == "read" and report.start:
+        yield f"            so in the checkpoint of step {report.start} already: look into --step {report.start}"
     if found.sequence is not None:
         token = "" if found.token is None else f", token {found.token}"
         position = report.first_sample + found.sequence
@@ -80,8 +89,10 @@ def _finding_lines(found: Finding, report: Report) -> Iterator[str]:
 
 
 def _range(numbers: Range) -> str:
-    bad = ""
+    text = numbers.type
+    if numbers.low is not None:
+        text += f" {numbers.low:.4g} to {numbers.high:.4g}"
     if numbers.num_bad:
         index = ", ".join(map(str, numbers.first_bad))
-        bad = f", {numbers.num_bad:,} not finite, the first {numbers.bad} at [{index}]"
-    return f"{numbers.type}{bad}" if numbers.low is None else f"{numbers.type} {numbers.low:.4g} to {numbers.high:.4g}{bad}"
+        text += f", {numbers.num_bad:,} not finite, the first {numbers.bad} at [{index}]"
+    return text
