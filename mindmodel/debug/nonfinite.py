@@ -7,6 +7,7 @@ not finite are finite.
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,13 +21,13 @@ from mindmodel.data.loader import Batch
 from mindmodel.debug.compile import export_graph
 from mindmodel.debug.values import HELD_BYTES, Range, Values, range_of
 from mindmodel.dryrun.graph import Node
-from mindmodel.dryrun.live import place_of
+from mindmodel.dryrun.live import LAYER, place_of
 from mindmodel.parallel.runtime import Runtime, operators_unfused
 from mindmodel.recipe.schema import Recipe
 from mindmodel.train.build import Built
 
 GRADIENTS = "Gradients/"
-"""Begins the scope of what automatic differentiation made; the rest of such a scope may be that of another layer."""
+"""Begins the scope of what automatic differentiation made; the rest of it may be that of another layer."""
 VIEWS = ("Cast", "Reshape", "Transpose", "TupleGetItem", "Muls")
 """Operators that the compiler merges over Cells, and names after any of them."""
 ADDED_UP = "sum of squares"
@@ -106,8 +107,8 @@ class Search:
     def __init__(
         self, built: Built, recipe: Recipe, runtime: Runtime, stages: Path, held_bytes: int = HELD_BYTES
     ) -> None:
-        self.micro_batches, self.runtime = recipe.parallel.micro_batches, runtime
-        self.shape = built.rows // self.micro_batches, recipe.data.seq_len
+        self.runtime, self.num_layers = runtime, recipe.model.num_layers
+        self.shape = built.rows // recipe.parallel.micro_batches, recipe.data.seq_len
         ids = Tensor(np.zeros(self.shape, np.int32))
         cell = Gradients(built).set_train()
         self.weights = list(cell.get_parameters())
@@ -235,16 +236,59 @@ class Search:
         return key
 
     def _place(self, node: Node) -> str:
-        """The Cell, where the scope can be trusted; else that of the weight or of the result that it was given."""
-        if not node.scope.startswith(GRADIENTS) and self.values.operator(node) not in VIEWS:
-            return place_of(node.scope)
-        weights = [self.names[key] for key in map(self._uncast, node.inputs) if key in self.names]
-        if not weights and (name := self._gradient_of(node)):
-            weights = [name]
-        if weights:
-            return weights[0].removesuffix(".weight")
-        makers = [self.values.makers[key] for key in map(self.values.behind, node.inputs) if key in self.values.makers]
-        return self._place(makers[0]) if makers else place_of(node.scope)
+        """The Cell that it belongs to; of the nearest results around it, where its own scope says another's."""
+        seen, waiting = {node.output}, [node]
+        for towards in (self._producers, self._consumers):
+            for near in waiting:
+                if self._is_in_its_place(near):
+                    return place_of(near.scope)
+                if weight := self._weight_of(near):
+                    return weight.removesuffix(".weight")
+                further = [other for other in towards(near) if other.output not in seen]
+                seen.update(other.output for other in further)
+                waiting += further
+            waiting = [node]
+        return place_of(node.scope)
+
+    def _weight_of(self, node: Node) -> str:
+        """A weight among its operands, or whose gradient it is."""
+        operands = [self.names[key] for key in map(self._uncast, node.inputs) if key in self.names]
+        return operands[0] if operands else self._gradient_of(node)
+
+    def _is_in_its_place(self, node: Node) -> bool:
+        """Whether its scope is its own. What a function makes that several Cells call has the scope of one of them, so
+        that one has more such operators than the same Cell of other layers."""
+        operator, place = self.values.operator(node), place_of(node.scope)
+        if node.scope.startswith(GRADIENTS) or operator in VIEWS:
+            return False
+        if not LAYER.search(place) or sum(self._counts[operator].values()) == 1:
+            return True
+        alike = {LAYER.sub(f"layers.{number}", place) for number in range(self.num_layers)}
+        return self._counts[operator][place] == min(self._counts[operator][other] for other in alike)
+
+    @cached_property
+    def _counts(self) -> Mapping[str, Counter[str]]:
+        """How often an operator stands in a place."""
+        found: dict[str, Counter[str]] = defaultdict(Counter)
+        for node in self.values.graph.main.nodes:
+            found[self.values.operator(node)][place_of(node.scope)] += 1
+        return found
+
+    def _producers(self, node: Node) -> list[Node]:
+        keys = [self.values.behind(key) for key in node.inputs]
+        return [self.values.makers[key] for key in keys if key in self.values.makers]
+
+    def _consumers(self, node: Node) -> list[Node]:
+        return self._readers.get(node.output, [])
+
+    @cached_property
+    def _readers(self) -> Mapping[str, list[Node]]:
+        """The nodes that take each value."""
+        found: dict[str, list[Node]] = defaultdict(list)
+        for node in self.values.graph.main.nodes:
+            for key in map(self.values.behind, node.inputs):
+                found[key].append(node)
+        return found
 
     def _sample(self, node: Node, found: Range) -> tuple[Optional[int], Optional[int]]:
         """Sequence and token of the first number that is not finite: rows lie in the order of the batch."""
