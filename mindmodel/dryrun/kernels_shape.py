@@ -129,7 +129,6 @@ KERNELS: dict[str, Kernel] = {
     **{name: plain(function) for name, function in _OF_SHAPES.items()},
     "Concat": concat,
     "Stack": stack,
-    "StackExt": stack,
     "Gather": gather,
     "GatherD": gather_along,
     "GatherDGradV2": gather_along_grad,

@@ -176,7 +176,7 @@ class SquareSumsAscend(nn.Cell):
     """Sum of all squares of each. Inputs: tuple of n tensors. Outputs: float32 [n]."""
 
     def construct(self, tensors):
-        return mint.stack([mint.sum(mint.square(ops.cast(tensor, mstype.float32))) for tensor in tensors])
+        return ops.stack([mint.sum(mint.square(ops.cast(tensor, mstype.float32))) for tensor in tensors])
 
 
 class FiniteOrZeroAscend(nn.Cell):
