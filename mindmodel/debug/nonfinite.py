@@ -261,7 +261,7 @@ class Search:
         operator, place = self.values.operator(node), place_of(node.scope)
         if node.scope.startswith(GRADIENTS) or operator in VIEWS:
             return False
-        if not LAYER.search(place) or sum(self._counts[operator].values()) == 1:
+        if operator == "Custom" or not LAYER.search(place) or sum(self._counts[operator].values()) == 1:
             return True
         alike = {LAYER.sub(f"layers.{number}", place) for number in range(self.num_layers)}
         return self._counts[operator][place] == min(self._counts[operator][other] for other in alike)
