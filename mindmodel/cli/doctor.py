@@ -131,6 +131,7 @@ def _checks() -> Iterator[Check]:
 
 
 def python_version(version: tuple[int, int]) -> Check:
+    """Whether MindSpore comes for it."""
     name = ".".join(map(str, version))
     if (3, 10) <= version <= (3, 12):
         return Check("python", OK, f"{platform.python_version()} on {platform.machine()}")
@@ -172,11 +173,13 @@ def package(name: str, pin: Optional[str]) -> Check:
 
 
 def cores() -> Check:
+    """That this process may use."""
     usable, all_cores = machine.usable_cores(), os.cpu_count() or 1
     return Check("cores", OK, f"{usable} of {all_cores} for this process")
 
 
 def memory() -> Check:
+    """Main memory, free and whole."""
     found = machine.memory()
     if found is None:
         return Check("memory", ABSENT, "/proc/meminfo does not tell")
@@ -187,12 +190,14 @@ def memory() -> Check:
 
 
 def features() -> Check:
+    """Vector instruction sets that the kernels use."""
     found = machine.cpu_features()
     shown = [name for name in FEATURES if name in found]
     return Check("cpu", OK, ", ".join(shown) if shown else "no vector instruction set that matters here")
 
 
 def compiler() -> Check:
+    """For native kernels."""
     path = machine.cpp_compiler()
     if path is None:
         return Check("c++ compiler", ABSENT, "needed by: native CPU kernels. Use apt-get install g++")
@@ -200,6 +205,7 @@ def compiler() -> Check:
 
 
 def ascend() -> Check:
+    """Devices and their tool."""
     devices, tool = machine.ascend_devices(), shutil.which("npu-smi")
     if devices or tool:
         return Check("ascend", OK, f"{devices} devices; npu-smi {'at ' + tool if tool else 'not in PATH'}")
@@ -220,6 +226,7 @@ def ascend_toolkit() -> Check:
 
 
 def folders() -> Iterator[Check]:
+    """Whether they can be written, and what is free."""
     yield folder("working folder", Path.cwd())
     yield folder("cache folder", machine.cache_folder())
 

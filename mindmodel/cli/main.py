@@ -77,17 +77,24 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     if arguments[0] not in VERBS:
         print(f"mindmodel: '{arguments[0]}' is no verb. Use one of: {', '.join(VERBS)}.", file=sys.stderr)
         return 2
-    args = parse_arguments(arguments[0], arguments[1:])
+    try:
+        return _run(parse_arguments(arguments[0], arguments[1:]))
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of a pipe went away, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(args: argparse.Namespace) -> int:
+    """The verb, with its errors as exit codes."""
     try:
         return args.run(args)
     except MindModelError as error:
         return _fail(error, 2, args.debug)
     except TrainingError as error:
         return _fail(error, 3, args.debug)
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:  # the reader of a pipe went away, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except BrokenPipeError:
+        raise
     except OSError as error:
         return _fail(error, 2, args.debug)

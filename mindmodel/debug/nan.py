@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Mapping, Optional, Sequence
 
 from mindmodel.checkpoint.run_folder import open_run
 from mindmodel.debug.compile import saved_stages
-from mindmodel.debug.replayed import find_replay, start_replay
+from mindmodel.debug.replayed import find_replay, in_memory
 from mindmodel.errors import CheckpointError, NotFiniteError
 from mindmodel.parallel.mesh import mesh_of
 from mindmodel.recipe.load import load_run_recipe
@@ -98,7 +98,7 @@ def find_nan(path: Path, step: Optional[int], terminal: Terminal) -> Report:
     checked = ["train.check_finite=stop"] if recipe.train.check_finite == "none" else []
     replay = find_replay(path, step - 1, terminal, overrides=checked, single=ranks > 1)
     with tempfile.TemporaryDirectory(prefix="mindmodel-nan-") as stages, saved_stages(Path(stages)):
-        return _looked_into(start_replay(replay, terminal), step, terminal, Path(stages))
+        return _looked_into(in_memory(replay.opened, terminal), step, terminal, Path(stages))
 
 
 def _looked_into(stepping: Stepping, step: int, terminal: Terminal, stages: Path) -> Report:

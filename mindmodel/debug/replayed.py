@@ -13,7 +13,7 @@ from mindmodel.checkpoint.index import INDEX_NAME
 from mindmodel.checkpoint.load import list_checkpoints, open_checkpoint
 from mindmodel.checkpoint.run_folder import RunFolder, open_run
 from mindmodel.errors import CheckpointError, LayoutError, RecipeError
-from mindmodel.parallel.environment import prepare_environment
+from mindmodel.parallel.environment import prepare_for
 from mindmodel.parallel.mesh import mesh_of
 from mindmodel.recipe.dump import describe
 from mindmodel.recipe.load import load_run_recipe, recipe_from_dict, with_overrides
@@ -170,17 +170,17 @@ def _refuse_other_recipe(opened: OpenedRun, stretch: Stretch, step: int) -> None
         )
 
 
-def start_replay(replay: Replay, terminal: Terminal) -> "Stepping":
-    """Load MindSpore and make the run stand in memory at its checkpoint."""
-    recipe = replay.opened.recipe
-    prepare_environment(recipe.runtime.threads, recipe.runtime.cpu_kernels)
+def in_memory(opened: OpenedRun, terminal: Terminal) -> "Stepping":
+    """Load MindSpore and make the run stand in memory at its checkpoint, or at its beginning."""
+    recipe, checkpoint = opened.recipe, opened.position.checkpoint
+    prepare_for(recipe.runtime)
     with terminal.working("loading MindSpore"):
         from mindmodel.parallel.runtime import start_runtime
         from mindmodel.train.stepping import Stepping
-    position = replay.opened.position
-    where = position.checkpoint.path if position.checkpoint else "the beginning of the run, with fresh weights"
-    terminal.say(f"from {where}")
-    return Stepping(replay.opened, start_runtime(recipe, "train", terminal), terminal)
+    runtime = start_runtime(recipe, "train", terminal)
+    terminal.say(f"machine: {runtime.device}, {runtime.threads} threads, {runtime.kernels}")
+    terminal.say(f"weights: {checkpoint.path if checkpoint else recipe.train.init_from or 'fresh'}")
+    return Stepping(opened, runtime, terminal)
 
 
 def open_for_replay(
@@ -190,7 +190,7 @@ def open_for_replay(
 
     Args, Raises: as find_replay.
     """
-    stepping = start_replay(find_replay(path, step, terminal, overrides=overrides, single=single), terminal)
+    stepping = in_memory(find_replay(path, step, terminal, overrides=overrides, single=single).opened, terminal)
     first = stepping.step
     while stepping.step < step:
         loss, _, _ = stepping.one_step()

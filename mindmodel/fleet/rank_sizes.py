@@ -48,14 +48,17 @@ class RankSizes:
 
     @cached_property
     def mesh(self) -> Mesh:
+        """Of the whole job."""
         return mesh_of(self.recipe.parallel)
 
     @cached_property
     def plan(self) -> Plan:
+        """Of the whole model."""
         return decoder_plan(self.recipe.model, self.recipe.parallel)
 
     @cached_property
     def stage(self) -> int:
+        """Of the pipeline, from 0."""
         return stage_of(self.rank, self.mesh)
 
     @property
@@ -65,10 +68,12 @@ class RankSizes:
 
     @property
     def is_last(self) -> bool:
+        """Whether this stage ends with the head and the loss."""
         return self.stage == self.mesh.pp - 1
 
     @cached_property
     def num_layers(self) -> int:
+        """Of this stage."""
         places = layer_places(self.recipe.model, self.recipe.parallel)
         return sum(stage == self.stage for stage, _ in places)
 
@@ -79,6 +84,7 @@ class RankSizes:
 
     @property
     def num_recomputed(self) -> int:
+        """Layers of this stage that are computed again in the backward pass."""
         parallel = self.recipe.parallel
         if parallel.recompute == "none" or self.is_alone:
             return 0
@@ -91,6 +97,7 @@ class RankSizes:
 
     @property
     def accumulates(self) -> bool:
+        """Whether gradients are summed over micro-batches."""
         return self.recipe.parallel.micro_batches > 1 or self.mesh.pp > 1
 
     @property
@@ -107,6 +114,7 @@ class RankSizes:
 
     @property
     def value_bytes(self) -> int:
+        """Of one activation."""
         return 2 if self.recipe.train.compute_dtype == "bfloat16" else 4
 
     @cached_property
@@ -119,6 +127,11 @@ class RankSizes:
     def stream_tokens(self) -> int:
         """Of a micro-batch, in norms and residuals."""
         return self.tokens // self.mesh.tp if self.recipe.parallel.sequence_parallel else self.tokens
+
+    @property
+    def keeps_tokens(self) -> bool:
+        """Whether those that are gathered over tp stay for the backward pass."""
+        return self.recipe.parallel.gathered_tokens == "kept"
 
     @property
     def loss_slices(self) -> int:

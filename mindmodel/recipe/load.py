@@ -28,7 +28,7 @@ class _Draft:
 
     def __init__(self, path: PathLike) -> None:
         self.path = str(path)
-        self.name: Any = Path(path).stem
+        self.name: Any = re.sub(r"[^\w.+-]+", "-", Path(path).stem)
         self.sections: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
         self.places: dict[str, str] = {}
         self.lines: list[str] = []

@@ -100,8 +100,8 @@ def recompute_layers_has_recompute(recipe: Recipe) -> Iterator[Fault]:
 def warmup_ends_before_the_run(recipe: Recipe) -> Iterator[Fault]:
     warmup, steps = recipe.optim.warmup_steps, recipe.train.steps
     if warmup and warmup >= steps:
-        text = f"'warmup_steps={warmup}' is not below 'train.steps={steps}'. Use {steps // 10} or less than {steps}."
-        yield Fault("optim.warmup_steps", text)
+        works = f"Use optim.warmup_steps={steps // 10}, or another number below {steps}"
+        yield Fault("optim.warmup_steps", f"'warmup_steps={warmup}' is not below 'train.steps={steps}'. {works}.")
 
 
 def stop_is_within_the_run(recipe: Recipe) -> Iterator[Fault]:

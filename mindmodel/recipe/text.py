@@ -27,7 +27,7 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict = {}
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()
+        event = self.peek_event()  # type: ignore[no-untyped-call]
         sign = "*" if isinstance(event, yaml.AliasEvent) else "!" if event.tag else None
         if sign:
             problem = f"a value starts with '{sign}'. Put it in quotes"

@@ -155,7 +155,11 @@ class Link:
 
 
 class Hub(Link):
-    """Of node 0: listens on the port after the scheduler's."""
+    """Of node 0: listens on the port after the scheduler's.
+
+    Raises:
+        LaunchError: if it cannot.
+    """
 
     def __init__(self, launch: Launch) -> None:
         super().__init__()

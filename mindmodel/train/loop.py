@@ -117,7 +117,7 @@ class Training(Stepping):
         count, seq_len = recipe.sequences_per_rank // recipe.parallel.micro_batches, recipe.data.seq_len
         self.heartbeat.beat("compiling" if self.evaluation is None else "evaluating", self.step)
         if self.evaluation is None:
-            with self.terminal.working("compiling the evaluation graph"), self.runtime.cache.compiling():
+            with self.runtime.compiling("the evaluation graph", self.terminal):
                 compile_evaluation(self.eval_network, count, seq_len)
         self.terminal.status(f"{self.step}/{recipe.train.steps} evaluating on held-out documents")
         self.heartbeat.beat("evaluating", self.step)

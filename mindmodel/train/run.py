@@ -21,7 +21,7 @@ from mindmodel.data.loader import TrainBatches
 from mindmodel.data.prepare import Corpus, prepare, reopen
 from mindmodel.errors import CheckpointError, LaunchError, LayoutError, RecipeError
 from mindmodel.machine import memory
-from mindmodel.parallel.launch import refuse_cut_weights
+from mindmodel.parallel.launch import refuse_cut_weights, refuse_layout_without_graph
 from mindmodel.recipe.dump import describe, recipe_to_dict
 from mindmodel.recipe.estimate import estimate
 from mindmodel.recipe.load import recipe_from_dict
@@ -83,6 +83,7 @@ def for_this_machine(recipe: Recipe, num_ranks: int = 1) -> Recipe:
         works = f"`mindmodel launch {recipe.name}.yaml` starts as many processes as it needs; `--single` runs it on one"
         raise LayoutError(f"{error} {works} device, `--single --shrink` with small sizes.") from error
     refuse_cut_weights(recipe)
+    refuse_layout_without_graph(recipe)
     return recipe
 
 
@@ -203,8 +204,7 @@ def open_run(recipe: Recipe, folder: RunFolder, position: Position, terminal: Te
         RecipeError: if the vocabulary is smaller than the tokenizer's, or the model larger than this machine.
     """
     read_metrics(folder.metrics_file)
-    if recipe.model.vocab_size is not None:
-        _refuse_too_large(recipe)
+    _refuse_too_large(recipe)
     return _opened(recipe, folder, position, prepare(recipe.data, folder.path, terminal.status))
 
 
@@ -273,7 +273,9 @@ def _with_vocab_size(recipe: Recipe, tokenizer_size: int) -> Recipe:
 
 
 def _refuse_too_large(recipe: Recipe) -> None:
-    """What is held even when activations are not counted must fit into main memory."""
+    """What is held even when activations are not counted must fit into main memory, as soon as it is known."""
+    if recipe.model.vocab_size is None:
+        return
     need, machine = estimate(recipe, recipe.model.vocab_size), memory()
     needed = need.state_bytes + need.logit_bytes
     if machine is not None and needed > machine.total_bytes:

@@ -17,8 +17,9 @@ from mindmodel.checkpoint.layout import optimizer_placements, weight_placements
 from mindmodel.checkpoint.part import Crew
 from mindmodel.checkpoint.run_folder import RunFolder
 from mindmodel.checkpoint.save import checkpoint_writer
-from mindmodel.parallel.mesh import AXES, mesh_of
+from mindmodel.parallel.mesh import mesh_of
 from mindmodel.recipe.dump import recipe_to_dict
+from mindmodel.recipe.schema import AXES
 from mindmodel.train.metrics import Metrics, NoMetrics, read_metrics
 from mindmodel.train.state import tensors_of
 

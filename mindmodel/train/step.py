@@ -102,7 +102,10 @@ class TrainStep(nn.Cell):
         one = Tensor(1.0, mstype.float32)
         return ops.sqrt(self.totals.squares(squares)) / ops.stack((one, num_labels, one)).reshape((3, 1))
 
+    def count(self, labels):
+        """Labels that count, at least 1."""
+        return ops.maximum(ops.cast(labels >= 0, mstype.float32).sum(), 1.0)
+
     def construct(self, ids, labels, lr):
         sums, grads = self.accumulate(ids, labels)
-        num_labels = ops.maximum(ops.cast(labels >= 0, mstype.float32).sum(), 1.0)
-        return self.update(sums[0], grads, num_labels, lr) + sums[1:]
+        return self.update(sums[0], grads, self.count(labels), lr) + sums[1:]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from contextlib import contextmanager, nullcontext
-from typing import Iterator
+from contextlib import nullcontext
 
 import numpy as np
 
@@ -83,7 +82,8 @@ class Stepping:
         with self.slow_ranks.reading():
             batch = self.batch_of(step)
         self.heartbeat.beat("compiling" if first else "step", step)
-        with self._compiling() if first else nullcontext():
+        compiling = self.runtime.compiling("the training graph", self.terminal, kept=True) if first else nullcontext()
+        with compiling:
             outputs = [output.asnumpy() for output in self.built.run(batch, lr)]
         loss, norm, applied = float(outputs[0]), float(outputs[1]), bool(outputs[2])
         self._norm_outputs = outputs[3:]
@@ -96,11 +96,6 @@ class Stepping:
         """Of the step before, by column of the metrics; what log.norms_every asks for."""
         names = [parameter.name for parameter in self.optimizer.parameters]
         return norm_columns(self._norm_outputs, names, self.recipe.padded_sequences * self.recipe.data.seq_len)
-
-    @contextmanager
-    def _compiling(self) -> Iterator[None]:
-        with self.terminal.working("compiling the training graph"), self.runtime.cache.compiling(kept=True):
-            yield
 
     def _not_finite(self, step: int, loss: float, norm: float) -> None:
         found = f"step {step}: loss {loss}, gradient norm {norm}: not finite"

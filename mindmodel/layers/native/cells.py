@@ -137,6 +137,7 @@ class AttentionNative(nn.Cell):
         self.backward = self.backward_kernel(f"{name}_backward")
 
     def backward_kernel(self, name: str) -> ops.Custom:
+        """Gradients of the inputs that have one."""
         return kernel(name, lambda x, *rest: x, ALIKE)
 
     def construct(self, x):
@@ -149,10 +150,12 @@ class AttentionNative(nn.Cell):
 class NormedAttentionNative(AttentionNative):
     """The same with every query and key head normalised before it is rotated.
 
-    Inputs: x [B S, (H + 2 K) d], weights of the two norms float32 [d], their eps float32 [1].
+    Inputs: x [B S, (H + 2 K) d], weights of the two norms float32 [d], their eps float32 [1]. Outputs: the same.
     """
 
     def backward_kernel(self, name: str) -> ops.Custom:
+        """Gradients of x and of the weights of both norms."""
+
         def outputs(x, cos, sin, heads, q_weight, k_weight, *rest):
             return x, q_weight, k_weight
 

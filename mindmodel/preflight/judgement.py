@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Iterable, Iterator, Mapping, NamedTuple, Sequence
 
-from mindmodel.parallel.preflight.report import Fact, Report
+from mindmodel.preflight.report import Fact, Report
 
 WIDTH = 79
 MAX_CELL = 24

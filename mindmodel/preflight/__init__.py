@@ -18,12 +18,12 @@ from mindmodel.errors import LaunchError
 from mindmodel.parallel.heartbeat import host_name
 from mindmodel.parallel.mesh import mesh_of
 from mindmodel.parallel.nodes import Nodes
-from mindmodel.parallel.preflight.facts import gather, nearest_folder
-from mindmodel.parallel.preflight.judgement import judge
-from mindmodel.parallel.preflight.link import Message
-from mindmodel.parallel.preflight.meeting import hold_meeting, port_is_free
-from mindmodel.parallel.preflight.report import Fact, Report
-from mindmodel.parallel.preflight.visit import Clock, visit_node_0
+from mindmodel.preflight.facts import gather, nearest_folder
+from mindmodel.preflight.judgement import judge
+from mindmodel.preflight.link import Message
+from mindmodel.preflight.meeting import hold_meeting, port_is_free
+from mindmodel.preflight.report import Fact, Report
+from mindmodel.preflight.visit import Clock, visit_node_0
 from mindmodel.recipe.dump import recipe_to_dict
 from mindmodel.recipe.schema import SECTIONS, Recipe
 from mindmodel.terminal import Terminal, printable

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
+from mindmodel import preflight
 from mindmodel.errors import LaunchError
-from mindmodel.parallel import preflight
 from mindmodel.parallel.nodes import Nodes
-from mindmodel.parallel.preflight import visit
-from mindmodel.parallel.preflight.report import Fact
-from mindmodel.parallel.preflight.visit import Clock
+from mindmodel.preflight import visit
+from mindmodel.preflight.report import Fact
+from mindmodel.preflight.visit import Clock
 from mindmodel.recipe.dump import recipe_to_yaml
 from mindmodel.terminal import Terminal
 
@@ -156,7 +156,7 @@ def test_a_slow_link_is_no_wrong_clock():
 def test_a_folder_that_is_not_shared_is_told_by_processes_in_different_folders(recipe, port, tmp_path):
     script = (
         "import sys, yaml\n"
-        "from mindmodel.parallel import preflight\n"
+        "from mindmodel import preflight\n"
         "from mindmodel.parallel.nodes import Nodes\n"
         "from mindmodel.recipe.load import load_run_recipe\n"
         "from mindmodel.terminal import Terminal\n"
@@ -225,7 +225,7 @@ def test_a_verdict_cannot_change_the_terminal():
 
 
 def test_mindspore_is_not_imported():
-    code = "import sys, mindmodel.parallel.preflight; print({'mindspore', 'torch'} & set(sys.modules))"
+    code = "import sys, mindmodel.preflight; print({'mindspore', 'torch'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)},
                           capture_output=True, text=True, timeout=60)
     assert done.stdout == "set()\n", done.stderr

@@ -12,8 +12,8 @@ from typing import Awaitable, Callable
 
 from mindmodel.errors import LaunchError
 from mindmodel.parallel.nodes import Nodes
-from mindmodel.parallel.preflight.link import FAREWELL_S, MAX_LINE_BYTES, PROTOCOL, Link, Message, Stranger
-from mindmodel.parallel.preflight.report import Report, report_of
+from mindmodel.preflight.link import FAREWELL_S, MAX_LINE_BYTES, PROTOCOL, Link, Message, Stranger
+from mindmodel.preflight.report import Report, report_of
 
 SHOWN_NODES = 16
 OTHER_FILES = 128

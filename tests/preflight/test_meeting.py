@@ -12,11 +12,11 @@ import pytest
 
 from mindmodel.errors import LaunchError
 from mindmodel.parallel.nodes import Nodes
-from mindmodel.parallel.preflight import meeting as meeting_module
-from mindmodel.parallel.preflight.link import MAX_LINE_BYTES, PROTOCOL
-from mindmodel.parallel.preflight.meeting import hold_meeting, port_is_free
-from mindmodel.parallel.preflight.report import Fact, Report
-from mindmodel.parallel.preflight.visit import visit_node_0
+from mindmodel.preflight import meeting as meeting_module
+from mindmodel.preflight.link import MAX_LINE_BYTES, PROTOCOL
+from mindmodel.preflight.meeting import hold_meeting, port_is_free
+from mindmodel.preflight.report import Fact, Report
+from mindmodel.preflight.visit import visit_node_0
 
 
 @pytest.fixture
@@ -232,7 +232,7 @@ def test_another_program_in_node_0s_place_is_named(answer, told, pool):
 
 
 def test_a_node_0_that_hangs_is_left_at_the_limit(pool, monkeypatch):
-    monkeypatch.setattr("mindmodel.parallel.preflight.visit.FAREWELL_S", 0.0)
+    monkeypatch.setattr("mindmodel.preflight.visit.FAREWELL_S", 0.0)
     with socket.create_server(("127.0.0.1", 0)) as server:
         nodes = Nodes(count=2, rank=1, master="127.0.0.1", port=server.getsockname()[1])
         with pytest.raises(LaunchError, match="gave no verdict in 0.3 s. See what it says, and start again"):

@@ -10,8 +10,8 @@ from typing import Callable, NamedTuple
 
 from mindmodel.errors import LaunchError
 from mindmodel.parallel.nodes import Nodes
-from mindmodel.parallel.preflight.link import FAREWELL_S, MAX_LINE_BYTES, PROTOCOL, Link, Message, Stranger
-from mindmodel.parallel.preflight.report import Report
+from mindmodel.preflight.link import FAREWELL_S, MAX_LINE_BYTES, PROTOCOL, Link, Message, Stranger
+from mindmodel.preflight.report import Report
 
 RETRY_S = 0.25
 NUM_PINGS = 5

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mindmodel.parallel.preflight.judgement import MAX_COLUMNS, MAX_FAULTS, WIDTH, judge, node_names
-from mindmodel.parallel.preflight.report import MAX_TEXT, Fact, Report, report_of
+from mindmodel.preflight.judgement import MAX_COLUMNS, MAX_FAULTS, WIDTH, judge, node_names
+from mindmodel.preflight.report import MAX_TEXT, Fact, Report, report_of
 
 
 def report(**facts: Fact) -> Report:

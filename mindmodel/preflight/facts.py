@@ -20,7 +20,7 @@ from mindmodel.cann import cann_version, fault_of, real_cann
 from mindmodel.checkpoint.run_folder import RunFolder
 from mindmodel.data.sources import files_of_entry
 from mindmodel.errors import MindModelError
-from mindmodel.parallel.preflight.report import Fact
+from mindmodel.preflight.report import Fact
 from mindmodel.recipe.dump import recipe_to_yaml
 from mindmodel.recipe.estimate import estimate, known_vocab_size
 from mindmodel.recipe.schema import Recipe
@@ -77,6 +77,7 @@ def digest(lines: Iterable[str]) -> str:
 
 
 def size_text(num_bytes: int) -> str:
+    """Bytes as GiB, for people."""
     return f"{num_bytes / 2**30:.1f} GiB"
 
 

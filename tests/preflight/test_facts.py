@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from mindmodel.machine import Memory
-from mindmodel.parallel.preflight import facts
-from mindmodel.parallel.preflight.report import Fact
+from mindmodel.preflight import facts
+from mindmodel.preflight.report import Fact
 
 
 @pytest.fixture
