@@ -95,8 +95,11 @@ def find_nan(path: Path, step: Optional[int], terminal: Terminal) -> Report:
             "are in another order, so numbers are the same but for rounding."
         )
     # without the check a bad step would be applied, and the state before it be lost; finite steps are the same bitwise
-    checked = ["train.check_finite=stop"] if recipe.train.check_finite == "none" else []
-    replay = find_replay(path, step - 1, terminal, overrides=checked, single=ranks > 1)
+    changed = ["train.check_finite=stop"] if recipe.train.check_finite == "none" else []
+    if recipe.runtime.mode != "graph":
+        terminal.say("the run was made line by line; its steps are made again in graph mode, the same but for rounding.")
+        changed.append("runtime.mode=graph")
+    replay = find_replay(path, step - 1, terminal, overrides=changed, single=ranks > 1)
     with tempfile.TemporaryDirectory(prefix="mindmodel-nan-") as stages, saved_stages(Path(stages)):
         return _looked_into(in_memory(replay.opened, terminal), step, terminal, Path(stages))
 

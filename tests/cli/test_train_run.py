@@ -84,7 +84,7 @@ def test_steps_that_are_not_finite_can_be_passed_over(command):
 
 
 def test_norms_are_rows_of_their_own_and_no_loss_has_another_bit(command, finished):
-    """By `log.norms_every`; the weights' and updates' are those of the checkpoints, and the gradients' make the whole."""
+    """Those of weights and updates are the checkpoints'; those of gradients make up the whole gradient's."""
     keys = "log.norms_every=2", "train.stop_at=6", "checkpoint.every=1"
     done = command.train("run", *keys)
     assert done.returncode == 0, done.stderr

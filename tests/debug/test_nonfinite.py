@@ -30,8 +30,10 @@ def batch() -> Batch:
 
 
 def planted(built):
-    """Behind each layer's SwiGLU, forward and backward, an exponential added to each row: 0 until it is set. One function makes
-    all of them, so that MindSpore names them after one layer."""
+    """Behind each layer's SwiGLU, forward and backward, an exponential added to each row: 0 until it is set.
+
+    One function makes all of them, so that MindSpore names them after one layer.
+    """
     import mindspore as ms
     from mindspore import Parameter, Tensor, nn, ops
 
