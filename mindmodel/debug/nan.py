@@ -97,7 +97,7 @@ def find_nan(path: Path, step: Optional[int], terminal: Terminal) -> Report:
     # without the check a bad step would be applied, and the state before it be lost; finite steps are the same bitwise
     changed = ["train.check_finite=stop"] if recipe.train.check_finite == "none" else []
     if recipe.runtime.mode != "graph":
-        terminal.say("the run was made line by line; its steps are made again in graph mode, the same but for rounding.")
+        terminal.say("the run was made in PyNative mode; its steps are made in graph mode, the same but for rounding.")
         changed.append("runtime.mode=graph")
     replay = find_replay(path, step - 1, terminal, overrides=changed, single=ranks > 1)
     with tempfile.TemporaryDirectory(prefix="mindmodel-nan-") as stages, saved_stages(Path(stages)):

@@ -82,7 +82,7 @@ def test_a_clean_run_is_all_finite_and_is_left_as_it_was(finished):
     before = finished.run("run").content()
     done = finished("debug", "nan", "run", "--step", "27")
     assert done.returncode == 0, done.stderr
-    assert "from run/checkpoints/step_25" in done.stdout
+    assert "weights: run/checkpoints/step_25" in done.stdout
     assert done.stdout.endswith("all finite: weights, optimizer, loss, gradients\n")
     assert finished.run("run").content() == before
 
