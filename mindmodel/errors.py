@@ -41,6 +41,14 @@ class TrainingError(Exception):
     """A run that failed while it ran, such as a loss that is not finite; the command line exits with 3."""
 
 
+class NotFiniteError(TrainingError):
+    """A step whose loss or gradient norm is not finite, and that was not applied."""
+
+    def __init__(self, text: str, loss: float, norm: float):
+        super().__init__(text)
+        self.loss, self.norm = loss, norm
+
+
 def first_line(error: BaseException) -> str:
     """Of an error's text, which MindSpore makes pages long; its class where there is none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")

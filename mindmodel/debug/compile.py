@@ -84,6 +84,27 @@ def compile_on_cpu(cell: Any, inputs: Sequence[Any], cache: GraphCache) -> Compi
         )
 
 
+def export_graph(
+    cell: Any, inputs: Sequence[Any], cache: GraphCache, stages: Path
+) -> tuple[bytes, Mapping[str, Source]]:
+    """The graph of a network before kernels are chosen, as MindIR, and the lines of Python by a node's scope.
+
+    Args:
+        cell, inputs, cache: as compile_on_cpu.
+        stages: the folder of `saved_stages`, entered before anything is compiled: MindSpore heeds it from then on only.
+
+    Raises:
+        GraphError: if it does not compile.
+    """
+    for path in stages.rglob("*.ir"):
+        path.unlink()
+    with cache.compiling():
+        mindir, refused = _compiled(cell, inputs)
+    if refused:
+        raise GraphError(f"the training step does not compile: {refused}. `mindmodel debug graph` shows more.")
+    return mindir, read_stage_sources(stages)
+
+
 def compile_for_ascend(recipe: Recipe, rank: int) -> CompiledStep:
     """Compile a rank of a recipe for a simulated Ascend device, and ask for the kernels of its operators.
 

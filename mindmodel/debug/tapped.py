@@ -127,14 +127,14 @@ class TappedStep(TrainStep):
         return self.map(self.plus, total[:count], part[:count]) + total[count:] + part[count:]
 
     def construct(self, ids, labels, lr):
-        entropy, grads = self.accumulate(ids, labels)
+        sums, grads = self.accumulate(ids, labels)
         grads, kept = grads[:self.num_weights], grads[self.num_weights:]
         logits = ()
         for i in range(self.micro_batches):
             last_activation = (2 * i + 1) * self.num_taps - 1
             logits = logits + (self.head(kept[last_activation]),)
         num_labels = self.count(labels)
-        results = self.update(ops.depend(entropy, logits), grads, num_labels, lr)
+        results = self.update(ops.depend(sums[0], logits), grads, num_labels, lr)
         return results[0], results[1], num_labels, grads, kept, logits
 
 

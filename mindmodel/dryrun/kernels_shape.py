@@ -31,6 +31,11 @@ def concat(context: Context, parts: tuple[Array, ...], axis: Any = None) -> Arra
     return np.concatenate(parts, given(context, axis, "axis", 0))
 
 
+def stack(context: Context, parts: tuple[Array, ...], axis: Any = None) -> Array:
+    """Parts side by side along a new axis."""
+    return np.stack(parts, given(context, axis, "axis", 0))
+
+
 def _slices(begin: Any, end: Any, strides: Any, masks: tuple[int, ...]) -> tuple[Any, ...]:
     """An index as Python has it. Masks, in MindSpore's order: no begin, no end, ellipsis, new axis, one element."""
     no_begin, no_end, ellipsis, new_axis, element = [*masks, 0, 0, 0, 0, 0][:5]
@@ -123,6 +128,7 @@ _OF_SHAPES: dict[str, Callable[..., Any]] = {
 KERNELS: dict[str, Kernel] = {
     **{name: plain(function) for name, function in _OF_SHAPES.items()},
     "Concat": concat,
+    "Stack": stack,
     "Gather": gather,
     "GatherD": gather_along,
     "GatherDGradV2": gather_along_grad,

@@ -124,7 +124,7 @@ def execute_graphs(
     for step in range(NUM_STEPS):
         step_losses, step_norms = one_step(interpreter, batches.ids[step], batches.labels[step], LR)
         losses.append(step_losses)
-        norms.append(step_norms)
+        norms += step_norms
         if step == 0:
             moments = moments_of(interpreter)
             log = list(interpreter.log)
@@ -134,8 +134,8 @@ def execute_graphs(
 
 def one_step(
     interpreter: Interpreter, ids: np.ndarray, labels: np.ndarray, lr: float
-) -> tuple[list[float], list[float]]:
-    """Execute a training step on a global batch; gives loss and gradient norm, one for each rank."""
+) -> tuple[list[float], list[list[float]]]:
+    """Execute a training step on a global batch; gives loss and norms, each one for each rank."""
     inputs: tuple[np.ndarray, ...] = ids, labels
     if len(interpreter.parameters) == 1:
         inputs = ids, labels, np.asarray(lr)
@@ -143,7 +143,12 @@ def one_step(
         for parameters in interpreter.parameters:
             parameters["num_labels"][...], parameters["lr"][...] = (labels >= 0).sum(), lr
     outputs = interpreter.run([inputs] * len(interpreter.parameters))
-    return [float(output[0]) for output in outputs], [float(output[1]) for output in outputs]
+    return [float(output[0]) for output in outputs], [list(ranks) for ranks in zip(*map(_norms, outputs))]
+
+
+def _norms(output: Sequence[np.ndarray]) -> list[float]:
+    """Of the whole gradient and, with log.norms_every, of each parameter, gradient and update."""
+    return [float(norm) for part in (output[1], *output[3:4]) for norm in np.ravel(part)]
 
 
 def moments_of(interpreter: Interpreter) -> list[Arrays]:

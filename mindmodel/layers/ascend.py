@@ -179,6 +179,13 @@ class SquareSumAscend(nn.Cell):
         return total
 
 
+class SquareSumsAscend(nn.Cell):
+    """Sum of all squares of each. Inputs: tuple of n tensors. Outputs: float32 [n]."""
+
+    def construct(self, tensors):
+        return ops.stack([mint.sum(mint.square(ops.cast(tensor, mstype.float32))) for tensor in tensors])
+
+
 class FiniteOrZeroAscend(nn.Cell):
     """x * scale, and zero where x is not finite. Inputs: x float32 of any shape, scale at most 1. Outputs: as x."""
 
@@ -189,7 +196,7 @@ class FiniteOrZeroAscend(nn.Cell):
 class AdamWAscend(AdamWByTensor):
     """One kernel a tensor."""
 
-    finite_or_zero = FiniteOrZeroAscend
+    finite_or_zero, square_sums = FiniteOrZeroAscend, SquareSumsAscend
 
 
 KERNELS = Kernels(
@@ -201,5 +208,6 @@ KERNELS = Kernels(
     causal_attention=CausalAttentionAscend,
     head_loss=HeadLossAscend,
     square_sum=SquareSumAscend,
+    square_sums=SquareSumsAscend,
     adamw=AdamWAscend,
 )

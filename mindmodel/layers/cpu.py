@@ -322,6 +322,17 @@ class SquareSumCPU(nn.Cell):
         return total
 
 
+class SquareSumsCPU(nn.Cell):
+    """Sum of all squares of each. Inputs: tuple of n tensors. Outputs: float32 [n]."""
+
+    def __init__(self):
+        super().__init__()
+        self.square_sum = SquareSumCPU()
+
+    def construct(self, tensors):
+        return ops.stack([self.square_sum((in_float32(tensor),)) for tensor in tensors])
+
+
 class FiniteOrZeroCPU(nn.Cell):
     """x * scale, and zero where that is not finite. Inputs: x float32 of any shape, scale a scalar. Outputs: as x."""
 
@@ -333,7 +344,7 @@ class FiniteOrZeroCPU(nn.Cell):
 class AdamWCPU(AdamWByTensor):
     """One kernel a tensor."""
 
-    finite_or_zero = FiniteOrZeroCPU
+    finite_or_zero, square_sums = FiniteOrZeroCPU, SquareSumsCPU
 
 
 KERNELS = Kernels(
@@ -345,5 +356,6 @@ KERNELS = Kernels(
     causal_attention=CausalAttentionCPU,
     head_loss=HeadLossCPU,
     square_sum=SquareSumCPU,
+    square_sums=SquareSumsCPU,
     adamw=AdamWCPU,
 )

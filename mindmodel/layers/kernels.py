@@ -20,6 +20,7 @@ class Kernels(NamedTuple):
     causal_attention: type
     head_loss: type
     square_sum: type
+    square_sums: type
     adamw: type
 
 

@@ -28,16 +28,21 @@ class AdamWByTensor(nn.Cell):
     Args:
         decays: for every parameter whether weight decay touches it.
         checks_finite: whether `apply` can be false.
+        norms: whether sums of squares are asked for.
 
-    Inputs: parameters, both moments and gradients (tuples); lr, beta1, beta2, eps, decay, scale of the gradients
-    (float32 scalars), apply (bool scalar). Outputs: a tuple to depend on.
+    Inputs: parameters, both moments and gradients (tuples of n); lr, beta1, beta2, eps, decay, scale of the gradients
+    (float32 scalars), apply (bool scalar).
+    Outputs: a tuple to depend on; with `norms` its first is float32 [3, n]: the sums of squares of each parameter after
+    the update, of its gradient, and of what was taken from it.
     """
 
     finite_or_zero: type
+    square_sums: type
 
-    def __init__(self, decays: tuple[bool, ...], checks_finite: bool):
+    def __init__(self, decays: tuple[bool, ...], checks_finite: bool, norms: bool = False):
         super().__init__(auto_prefix=False)
-        self.decays, self.checks_finite = decays, checks_finite
+        self.decays, self.checks_finite, self.norms = decays, checks_finite, norms
+        self.squares = self.square_sums()
         self.finite = self.finite_or_zero()
         self.adam, self.map = ops.AdamWeightDecay(), ops.HyperMap()
 
@@ -48,10 +53,22 @@ class AdamWByTensor(nn.Cell):
             lr, scale = ops.select(apply, lr, zero), ops.select(apply, scale, zero)
         # a tuple to which a loop appends is copied each time: compilation would grow with the square of the parameters
         update = ops.partial(self.one, lr, beta1, beta2, eps, decay, scale)
-        return self.map(update, parameters, first, second, grads, self.decays)
+        done = self.map(update, parameters, first, second, grads, self.decays)
+        if not self.norms:
+            return done
+        first, second = ops.depend(first, done), ops.depend(second, done)
+        steps = self.map(ops.partial(self.taken, lr, eps, decay), parameters, first, second, self.decays)
+        return ops.stack((self.squares(parameters), self.squares(grads), self.squares(steps))), done
 
     def one(self, lr, beta1, beta2, eps, decay, scale, parameter, first, second, grad, decays):
         """The update of one tensor."""
         grad = self.finite(grad, scale) if self.checks_finite else grad * scale
         tensor_decay = decay if decays else Tensor(0.0, mstype.float32)
         return self.adam(parameter, first, second, lr, beta1, beta2, eps, tensor_decay, grad)
+
+    def taken(self, lr, eps, decay, parameter, first, second, decays):
+        """What the update took from a tensor, from the moments and the tensor as they are after it."""
+        step = lr * first / (ops.sqrt(second) + eps)
+        if decays:
+            step = (step + lr * decay * parameter) / (1.0 - lr * decay)
+        return step

@@ -11,6 +11,7 @@ from mindspore import nn, ops
 
 from mindmodel.layers.attention import Attention
 from mindmodel.layers.embedding import Embedding
+from mindmodel.layers.kernels import device_kernels
 from mindmodel.layers.linear import Linear
 from mindmodel.layers.loss import HeadLoss
 from mindmodel.layers.mlp import MLP
@@ -66,12 +67,18 @@ class Decoder(nn.Cell):
         for name, parameter in self.parameters_and_names():
             parameter.name = name
 
-    def hidden(self, ids):
-        """What the output layer is applied to: [B S, hidden_size]."""
+    def activations(self, ids):
+        """What embedding, layers and norm give, each [B S, hidden_size]; the last is for the output layer."""
         x = self.embedding(ids.reshape((-1,)))
+        found = (x,)
         for layer in self.layers:
             x = layer(x)
-        return self.norm(x)
+            found = found + (x,)
+        return found + (self.norm(x),)
+
+    def hidden(self, ids):
+        """What the output layer is applied to: [B S, hidden_size]."""
+        return self.activations(ids)[-1]
 
     def construct(self, ids):
         return self.head(self.hidden(ids))
@@ -81,16 +88,24 @@ class DecoderLoss(nn.Cell):
     """The decoder with its loss; `gradient` false is for evaluation.
 
     Inputs: ids and labels int32 [B, S]; labels below zero are ignored.
-    Outputs: the sum to differentiate and the cross entropy alone, both summed over the labels that count.
+    Outputs: the sum to differentiate and the cross entropy alone, both summed over the labels that count; with `norms`
+    the sums of squares of the decoder's activations too, float32 [num_layers + 2].
     """
 
-    def __init__(self, decoder: Decoder, vocab_size: int, z_loss: float = 0.0, gradient: bool = True):
+    def __init__(
+        self, decoder: Decoder, vocab_size: int, z_loss: float = 0.0, gradient: bool = True, norms: bool = False
+    ):
         super().__init__(auto_prefix=False)
-        self.decoder = decoder
+        self.decoder, self.norms = decoder, norms
         self.loss = HeadLoss(vocab_size, z_loss, gradient)
+        self.squares = device_kernels().square_sums() if norms else None
 
     def construct(self, ids, labels):
-        return self.loss(self.decoder.hidden(ids), self.decoder.head.weight, labels.reshape((-1,)))
+        if not self.norms:
+            return self.loss(self.decoder.hidden(ids), self.decoder.head.weight, labels.reshape((-1,)))
+        found = self.decoder.activations(ids)
+        sums = self.loss(found[-1], self.decoder.head.weight, labels.reshape((-1,)))
+        return sums + (self.squares(ops.stop_gradient(found)),)
 
 
 def initial_weight(name: str, shape: tuple[int, ...], model: ModelSection, seed: int) -> np.ndarray:

@@ -36,7 +36,7 @@ MANIFEST = "manifest.json"
 COMPILE_LOG = "compile.log"
 GRAPHS_KEPT = 16
 NOT_IN_THE_GRAPH = (
-    "name", "checkpoint", "log", "data.source", "data.path", "data.tokenizer", "data.tokenizer_vocab_size",
+    "name", "checkpoint", "log.every", "data.source", "data.path", "data.tokenizer", "data.tokenizer_vocab_size",
     "data.heldout", "train.steps", "train.stop_at", "train.seed", "train.eval_every", "train.max_hours",
     "train.init_from", "optim.peak_lr", "optim.warmup_steps", "optim.schedule", "optim.final_lr_ratio",
     "runtime.output", "runtime.compile_cache",

@@ -30,6 +30,10 @@ class GlobalTotals(nn.Cell):
         self.square_sum = device_kernels().square_sum()
         self.all_reduce, self.map = ops.AllReduce(), ops.HyperMap()
 
+    def squares(self, own):
+        """As Totals'; what several ranks hold counts once."""
+        return self.all_reduce(own * Tensor(self.shares, mstype.float32))
+
     def square(self, grad, share):
         """What one gradient counts."""
         square = self.square_sum((grad,))
@@ -89,10 +93,11 @@ class DataParallelStep(TrainStep):
         self.over_ranks = SumOverRanks()
 
     def construct(self, ids, labels, lr):
-        entropy, grads = self.accumulate(ids, labels)
+        own, grads = self.accumulate(ids, labels)
         num_labels = ops.cast(labels >= 0, mstype.float32).sum()
-        sums = self.over_ranks((ops.stack((entropy, num_labels)),) + grads)
-        return self.update(sums[0][0], sums[1:], ops.maximum(sums[0][1], 1.0), lr)
+        sums = self.over_ranks((ops.stack((own[0], num_labels)),) + grads)
+        found = self.update(sums[0][0], sums[1:], ops.maximum(sums[0][1], 1.0), lr)
+        return found + self.over_ranks(own[1:]) if self.optimizer.norms else found
 
 
 class RankStep(TrainStep):
@@ -144,11 +149,9 @@ class AccumulatingStep(RankStep):
         loss = self.network(ids, labels)
         grads = self.grad(self.network, self.weights)(ids, labels)
         summed = ops.depend(self.accu_grads, grads)
-        loss, norm, apply = self.update(
-            loss, grads if self.sharded else summed, self.num_labels.value(), self.lr.value()
-        )
-        cleared = self.map(ops.partial(self.clear, loss), summed)
-        return ops.depend(loss, cleared), norm, apply
+        found = self.update(loss, grads if self.sharded else summed, self.num_labels.value(), self.lr.value())
+        cleared = self.map(ops.partial(self.clear, found[0]), summed)
+        return (ops.depend(found[0], cleared),) + found[1:]
 
     def clear(self, loss, total):
         """Make a sum zero, from its own values: a zero tensor of the graph would be as large again."""

@@ -118,6 +118,16 @@ def start_runtime(recipe: Recipe, purpose: str, terminal: Optional[Terminal] = N
     )
 
 
+@contextmanager
+def operators_unfused(runtime: Runtime) -> Iterator[None]:
+    """Graphs that are compiled inside have their operators one by one."""
+    ms.set_context(enable_graph_kernel=False)
+    try:
+        yield
+    finally:
+        ms.set_context(enable_graph_kernel=runtime.graph_kernels)
+
+
 def _meet(terminal: Terminal) -> None:
     """Wait until all processes of the job are there, within the time limit that msrun has set.
 

@@ -181,6 +181,11 @@ class LogSection:
     """What is written down."""
 
     every: int = key("steps between lines of metrics.jsonl", 10, minimum=1)
+    norms_every: int = key(
+        "steps between lines with each layer's norms of weights, gradients, updates and activations; 0 is off",
+        0,
+        minimum=0,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -177,6 +177,7 @@ def _intervals(old: Recipe, new: Recipe) -> Keys:
         "optim.warmup_steps": min(scaled(old.optim.warmup_steps), new.train.steps - 1),
         "checkpoint.every": scaled(old.checkpoint.every, MIN_INTERVAL),
         "log.every": scaled(old.log.every),
+        "log.norms_every": old.log.norms_every and scaled(old.log.norms_every),
     }
 
 

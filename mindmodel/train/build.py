@@ -42,8 +42,9 @@ class Built:
         ids = Tensor(np.zeros((self.rows, recipe.data.seq_len), np.int32))
         return (ids, ids) if isinstance(self.step, RankStep) else (ids, ids, Tensor(0.0, ms.float32))
 
-    def run(self, batch: Batch, lr: float) -> tuple[Tensor, Tensor, Tensor]:
-        """One step: mean cross entropy of the global batch, gradient norm before clipping, whether it was applied."""
+    def run(self, batch: Batch, lr: float) -> tuple[Tensor, ...]:
+        """One step: mean cross entropy of the global batch, gradient norm before clipping, whether it was applied, and
+        with log.norms_every what `norm_columns` reads."""
         inputs = Tensor(batch.ids), Tensor(batch.labels)
         if not isinstance(self.step, RankStep):
             return self.whole(*inputs, Tensor(lr, ms.float32))
@@ -65,12 +66,14 @@ def build(recipe: Recipe, rank: int = 0) -> Built:
     """
     model, train, parallel = recipe.model, recipe.train, recipe.parallel
     decoder = Decoder(model, recipe.data.seq_len, train.compute_dtype)
-    optimizer = AdamW(decoder.trainable_params(), recipe.optim, train.check_finite != "none")
-    network = DecoderLoss(decoder, model.vocab_size, train.z_loss)
+    norms = recipe.log.norms_every > 0
+    optimizer = AdamW(decoder.trainable_params(), recipe.optim, train.check_finite != "none", norms)
     mesh, share, rows = mesh_of(parallel), Share(), recipe.padded_sequences
+    whole_model = mesh.num_devices == 1 or ms.get_context("device_target") == "CPU"
+    network = DecoderLoss(decoder, model.vocab_size, train.z_loss, norms=norms and whole_model)
     if mesh.num_devices == 1:
         step = TrainStep(network, optimizer, train, parallel.micro_batches)
-    elif ms.get_context("device_target") == "CPU":
+    elif whole_model:
         step = DataParallelStep(network, optimizer, train, parallel.micro_batches)
         share, rows = Share(index=rank, of=mesh.dp), recipe.sequences_per_rank
     else:

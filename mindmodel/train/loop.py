@@ -7,6 +7,7 @@ import time
 from typing import Optional, Union
 
 from mindmodel.data.loader import heldout_batches
+from mindmodel.errors import CheckpointError, NotFiniteError
 from mindmodel.models.decoder import DecoderLoss
 from mindmodel.parallel.runtime import Runtime, peak_flops
 from mindmodel.recipe.estimate import FLOP_FORMULA, estimate
@@ -46,7 +47,7 @@ class Training(Stepping):
             the stopper's code, GO_ON after the last step.
 
         Raises:
-            TrainingError: if loss or gradients are not finite and train.check_finite is stop.
+            NotFiniteError: if loss or gradients are not finite and train.check_finite is stop.
         """
         with self.saving.finishing():
             code = self._run(stopper, metrics)
@@ -57,15 +58,22 @@ class Training(Stepping):
         recipe, code = self.recipe, GO_ON
         window = Window(self)
         while self.step < recipe.train.steps and code == GO_ON:
-            loss, norm, lr = self.one_step()
+            try:
+                loss, norm, lr = self.one_step()
+            except NotFiniteError as error:
+                self._keep_what_was_before(error, metrics)
+                raise
             if self.step == self.first_step + 1:
                 stopper.begin()
                 window = Window(self)  # the first step compiled the graph
             else:
                 self._show(loss, window)
-            if self.step % recipe.log.every == 0 or self.step == recipe.train.steps:
+            is_finite = math.isfinite(loss) and math.isfinite(norm)
+            if self.step % recipe.log.every == 0 or self.step == recipe.train.steps or not is_finite:
                 metrics.write(self.step, {"loss": loss, "lr": lr, "grad_norm": norm, **window.scalars()})
                 window = Window(self)
+            if recipe.log.norms_every and self.step % recipe.log.norms_every == 0:
+                metrics.write(self.step, self.norms())
             code = self._together(stopper)
             last = self.step == recipe.train.steps
             if last or (recipe.train.eval_every and self.step % recipe.train.eval_every == 0 and code == GO_ON):
@@ -75,6 +83,18 @@ class Training(Stepping):
             self.saving.report()
             window.skip_pause()
         return code
+
+    def _keep_what_was_before(self, error: NotFiniteError, metrics: Union[Metrics, NoMetrics]) -> None:
+        """Save the state that the next step was not applied to, so that the step can be made again and looked into."""
+        step = self.step + 1
+        metrics.write(step, {"loss": error.loss, "lr": self.learning_rate_of(step), "grad_norm": error.norm})
+        try:
+            if self.step:  # else the run's beginning, which needs no checkpoint
+                self.saving.save(metrics)
+                self.saving.complete()
+        except CheckpointError as failed:
+            self.terminal.say(f"{failed}")
+        self.ranks.meet()  # each has written its part before one is seen to fail
 
     def _together(self, stopper: Stopper) -> int:
         """What all ranks do next: each says whether it is to stop, and the first, when the ranks are to be compared."""

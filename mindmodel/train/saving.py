@@ -122,5 +122,13 @@ class Saving:
         except Exception:
             self._writer.settle()
             raise
+        self.complete()
+
+    def complete(self) -> None:
+        """Wait until what was begun is written, and say so.
+
+        Raises:
+            CheckpointError: if it could not be written.
+        """
         self._writer.wait()
         self.report()

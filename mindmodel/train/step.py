@@ -24,6 +24,10 @@ class Totals(nn.Cell):
         super().__init__()
         self.square_sum = device_kernels().square_sum()
 
+    def squares(self, own):
+        """Sums of squares by parameter [3, n], from those of what this rank holds."""
+        return own
+
     def construct(self, entropy, grads):
         return entropy, self.square_sum(grads)
 
@@ -32,11 +36,13 @@ class TrainStep(nn.Cell):
     """A whole optimizer step.
 
     Args:
+        network: with `norms` as the optimizer.
         totals: how cross entropy and gradients are summed; default for one device.
 
     Inputs: ids and labels int32 [sequences, S], lr float32 scalar.
     Outputs: mean cross entropy over the labels that count, global gradient norm before clipping, whether the weights
-    were updated.
+    were updated. Where the optimizer has `norms`: also those of n parameters after the update, of their gradients
+    before clipping and of what was taken from them, float32 [3, n], and the sums of squares of the activations.
     """
 
     def __init__(
@@ -57,27 +63,27 @@ class TrainStep(nn.Cell):
         self.checks_finite = train.check_finite != "none"
 
     def accumulate(self, ids, labels):
-        """Summed cross entropy and gradients over the micro-batches."""
+        """What the network gives beside the sum to differentiate, and gradients, summed over the micro-batches."""
         if self.micro_batches == 1:
-            (_, entropy), grads = self.grad(ids, labels)
-            return entropy, grads
+            outputs, grads = self.grad(ids, labels)
+            return outputs[1:], grads
         size = ids.shape[0] // self.micro_batches
-        entropy, grads = Tensor(0.0, mstype.float32), ()
+        sums, grads = (), ()
         for i in range(self.micro_batches):
             begin, shape = (i * size, 0), (size, ids.shape[1])
             # a micro-batch begins when the gradients of the one before are there: else all forward passes come first
             ids, labels = ops.depend((ids, labels), grads)
-            (_, part), part_grads = self.grad(ops.slice(ids, begin, shape), ops.slice(labels, begin, shape))
-            entropy = entropy + part
+            outputs, part_grads = self.grad(ops.slice(ids, begin, shape), ops.slice(labels, begin, shape))
+            sums = self.add(sums, outputs[1:])
             grads = self.add(grads, part_grads)
-        return entropy, grads
+        return sums, grads
 
     def add(self, total, part):
         """Element by element; an empty total is zero."""
         return part if len(total) == 0 else self.map(self.plus, total, part)
 
     def update(self, entropy, grads, num_labels, lr):
-        """Clip, check and apply summed gradients."""
+        """Clip, check and apply summed gradients; gives loss, norm, whether they were applied, and the norms."""
         entropy, squares = self.totals(entropy, grads)
         norm = ops.sqrt(squares) / num_labels
         scale = 1.0 / num_labels
@@ -87,12 +93,19 @@ class TrainStep(nn.Cell):
         apply = Tensor(True)
         if self.checks_finite:
             apply = ops.logical_and(ops.isfinite(norm), ops.isfinite(loss))
-        return ops.depend(loss, self.optimizer(grads, scale, apply, lr)), norm, apply
+        updated = self.optimizer(grads, scale, apply, lr)
+        found = ops.depend(loss, updated), norm, apply
+        return found + (self.norms(updated[0], num_labels),) if self.optimizer.norms else found
+
+    def norms(self, squares, num_labels):
+        """Of parameters, gradients and updates, from their sums of squares [3, n]."""
+        one = Tensor(1.0, mstype.float32)
+        return ops.sqrt(self.totals.squares(squares)) / ops.stack((one, num_labels, one)).reshape((3, 1))
 
     def count(self, labels):
         """Labels that count, at least 1."""
         return ops.maximum(ops.cast(labels >= 0, mstype.float32).sum(), 1.0)
 
     def construct(self, ids, labels, lr):
-        entropy, grads = self.accumulate(ids, labels)
-        return self.update(entropy, grads, self.count(labels), lr)
+        sums, grads = self.accumulate(ids, labels)
+        return self.update(sums[0], grads, self.count(labels), lr) + sums[1:]

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import shlex
 from contextlib import nullcontext
+
+import numpy as np
 
 from mindmodel.checkpoint.layout import optimizer_placements, weight_placements
 from mindmodel.checkpoint.load import Checkpoint, HeldTensors
 from mindmodel.data.loader import Batch
-from mindmodel.errors import TrainingError
+from mindmodel.errors import NotFiniteError
 from mindmodel.models.decoder import initialize
 from mindmodel.parallel.heartbeat import heartbeat_of_this_process
 from mindmodel.parallel.mesh import mesh_of
 from mindmodel.parallel.runtime import Runtime
 from mindmodel.terminal import Terminal
 from mindmodel.train.build import build
+from mindmodel.train.norms import norm_columns
 from mindmodel.train.run import OpenedRun
 from mindmodel.train.schedule import learning_rate
 from mindmodel.train.slow_ranks import SlowRanks
@@ -35,6 +39,7 @@ class Stepping:
         self.heartbeat, self.slow_ranks = heartbeat_of_this_process(), SlowRanks(runtime)
         self.built = build(self.recipe, self.ranks.rank)
         self.decoder, self.optimizer = self.built.decoder, self.built.optimizer
+        self._norm_outputs: list[np.ndarray] = []
         self._fill()
 
     def _fill(self) -> None:
@@ -70,7 +75,7 @@ class Stepping:
         """The next optimizer step: its loss, gradient norm before clipping and learning rate.
 
         Raises:
-            TrainingError: if loss or gradients are not finite and train.check_finite is stop.
+            NotFiniteError: if loss or gradients are not finite and train.check_finite is stop.
         """
         step, lr, first = self.step + 1, self.learning_rate_of(self.step + 1), self.step == self.first_step
         self.heartbeat.beat("data", step)
@@ -81,16 +86,25 @@ class Stepping:
         with compiling:
             outputs = [output.asnumpy() for output in self.built.run(batch, lr)]
         loss, norm, applied = float(outputs[0]), float(outputs[1]), bool(outputs[2])
+        self._norm_outputs = outputs[3:]
         if not applied:
             self._not_finite(step, loss, norm)
         self.step = step
         return loss, norm, lr
 
+    def norms(self) -> dict[str, float]:
+        """Of the step before, by column of the metrics; what log.norms_every asks for."""
+        names = [parameter.name for parameter in self.optimizer.parameters]
+        return norm_columns(self._norm_outputs, names, self.recipe.padded_sequences * self.recipe.data.seq_len)
+
     def _not_finite(self, step: int, loss: float, norm: float) -> None:
         found = f"step {step}: loss {loss}, gradient norm {norm}: not finite"
         if self.recipe.train.check_finite == "stop":
-            raise TrainingError(
+            run = shlex.quote(str(self.opened.folder.path))
+            raise NotFiniteError(
                 f"{found}. The weights were not touched. Use a smaller optim.peak_lr, or train.check_finite=skip to "
-                "pass over such steps."
+                f"pass over such steps. `mindmodel debug nan {run}` names the first tensor that is not finite.",
+                loss,
+                norm,
             )
         self.terminal.say(f"{found}; the weights stay as they were.")

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import termios
 
+import numpy as np
 import pytest
 
 from mindmodel.checkpoint.load import open_checkpoint
@@ -60,14 +61,17 @@ def test_a_finished_run_says_so_at_once_and_changes_nothing(finished):
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_its_checkpoints(command):
     told = command.refused(
-        "train", "recipe.yaml", "runtime.output=run", "optim.peak_lr=1e30", "checkpoint.every=1", code=3
+        "train", "recipe.yaml", "runtime.output=run", "optim.peak_lr=1e30", "checkpoint.every=0", code=3
     )
-    assert re.search(r"TrainingError: step \d+: loss .*, gradient norm .*: not finite", told)
+    step = int(re.search(r"NotFiniteError: step (\d+): loss .*, gradient norm .*: not finite", told)[1])
     assert "The weights were not touched. Use a smaller optim.peak_lr, or train.check_finite=skip" in told
+    assert "`mindmodel debug nan run` names the first tensor that is not finite." in told
     run = command.run("run")
-    assert run.steps and run.hidden() == []
-    for step in run.steps:
-        open_checkpoint(run.checkpoint(step))
+    assert run.steps[-1] == step - 1 and run.hidden() == []
+    for saved in run.steps:
+        open_checkpoint(run.checkpoint(saved))
+    (row,) = [row for row in run.rows if row.get("step") == step]
+    assert row["grad_norm"] is None and row["lr"] > 0
 
 
 @pytest.mark.long
@@ -77,6 +81,29 @@ def test_steps_that_are_not_finite_can_be_passed_over(command):
     assert "not finite; the weights stay as they were." in done.stdout
     rows = [row for row in command.run("run").rows if "loss" in row]
     assert len(rows) == 6 and rows[-1]["grad_norm"] is None
+
+
+def test_norms_are_rows_of_their_own_and_no_loss_has_another_bit(command, finished):
+    """Those of weights and updates are the checkpoints'; those of gradients make up the whole gradient's."""
+    keys = "log.norms_every=2", "train.stop_at=6", "checkpoint.every=1"
+    done = command.train("run", *keys)
+    assert done.returncode == 0, done.stderr
+    run, whole = command.run("run"), finished.run("run")
+    assert run.losses == {step: whole.losses[step] for step in range(1, 7)}
+    rows = {row["step"]: row for row in run.rows if "norms/norm/grad" in row}
+    assert list(rows) == [2, 4, 6]
+    new, old = (dict(open_checkpoint(run.checkpoint(step)).weights()) for step in (6, 5))
+    for part in ("embedding", "layers.0", "norm", "head"):
+        held = [name for name in new if name.startswith(f"{part}.")]
+        weight = np.sqrt(sum(np.square(new[name], dtype=float).sum() for name in held))
+        update = np.sqrt(sum(np.square(new[name].astype(float) - old[name]).sum() for name in held))
+        assert rows[6][f"norms/{part}/weight"] == pytest.approx(weight, rel=1e-6)
+        assert rows[6][f"norms/{part}/update"] == pytest.approx(update, rel=1e-5)
+    grads = [value for name, value in rows[6].items() if name.endswith("/grad")]
+    assert np.linalg.norm(grads) == pytest.approx(run.losses[6][1], rel=1e-6)
+    assert [name for name in rows[6] if name.endswith("/activation")] == [
+        "norms/embedding/activation", "norms/layers.0/activation", "norms/norm/activation"
+    ]
 
 
 def test_a_full_disk_ends_the_run_with_the_last_checkpoint_intact(command, finished, small_disk):

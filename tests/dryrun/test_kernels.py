@@ -159,6 +159,7 @@ SHAPES = [
     forward("Cast", np.array([1.75, -2.5]), 34, expected=np.array([1, -2], np.int32)),
     forward("Concat", (X, Y), 1, expected=np.array([[*x, *y] for x, y in zip(X, Y)])),
     forward("Concat", (X, Y), expected=np.array([*X, *Y]), axis=0),
+    forward("Stack", (X, Y), expected=np.array([X, Y]), axis=0),
     forward("ExpandDims", X, -1, expected=np.array([[[x] for x in row] for row in X])),
     forward("FillV2", (2, 2), np.array(3, np.int32), expected=np.array([[3, 3], [3, 3]], np.int32)),
     forward("Gather", X, np.array([[2, 0]], np.int32), 0, 0, expected=np.array([[X[2], X[0]]])),

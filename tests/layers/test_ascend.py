@@ -135,3 +135,5 @@ def test_squares_are_summed(kernels_of, compiling):
     tensors = [Tensor(np.array(x, np.float32)) for x in ([[0.75, -1.0, 0.0]], [2.0])]
     with compiling():
         assert as_cell(kernels_of("Ascend").square_sum())(tensors).asnumpy() == 0.75**2 + 1.0 + 4.0
+        sums = as_cell(kernels_of("Ascend").square_sums())(tensors).asnumpy()
+        assert sum(sums) == 0.75**2 + 1.0 + 4.0 and len(sums) == len(tensors)

@@ -224,9 +224,10 @@ def test_a_hidden_state_that_is_not_finite_makes_the_loss_not_finite(bad, kernel
     assert not np.isfinite(loss)
 
 
-def test_the_optimizers_kernels(kernels, compiling):
+@pytest.mark.parametrize("norms", [False, True])
+def test_the_optimizers_kernels(kernels, compiling, norms):
     """Against the formula, decay on the first tensor only; a step that does not apply touches nothing."""
-    from mindspore import Parameter, ParameterTuple, Tensor, nn
+    from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
     shapes = ((7, 5), (3,))
     arrays = [[normal(*shape) for shape in shapes] for _ in range(4)]
@@ -240,15 +241,16 @@ def test_the_optimizers_kernels(kernels, compiling):
                 for group in range(3)
             ]
             self.parameters, self.first, self.second = self.tuples
-            self.update = kernels.adamw((True, False), True)
-            self.square_sum = kernels.square_sum()
+            self.update = kernels.adamw((True, False), True, norms)
+            self.square_sum, self.square_sums = kernels.square_sum(), kernels.square_sums()
 
         def construct(self, grads, scalars, apply):
             lr, beta1, beta2, eps, decay, scale = scalars
-            self.update(
+            updated = self.update(
                 self.parameters, self.first, self.second, grads, lr, beta1, beta2, eps, decay, scale, apply
             )
-            return self.square_sum(grads)
+            sums = ops.depend(self.square_sum(grads), updated), self.square_sums(grads)
+            return sums + (updated[0],) if norms else sums
 
     cell = Update()
     values = lr, beta1, beta2, eps, decay, scale = 0.1, 0.9, 0.99, 1e-3, 0.2, 0.5
@@ -260,8 +262,13 @@ def test_the_optimizers_kernels(kernels, compiling):
     for tensors, before in zip(cell.tuples, arrays):
         for tensor, wanted in zip(tensors, before):
             np.testing.assert_array_equal(tensor.asnumpy(), wanted)
-    squares = cell(grads, scalars, Tensor(True)).asnumpy()
-    assert squares == pytest.approx(sum((x.astype(np.float64) ** 2).sum() for x in arrays[3]), rel=1e-5)
+    total, each, *found = (output.asnumpy() for output in cell(grads, scalars, Tensor(True)))
+    wanted = [(x.astype(np.float64) ** 2).sum() for x in arrays[3]]
+    assert total == pytest.approx(sum(wanted), rel=1e-5) and list(each) == pytest.approx(wanted, rel=1e-5)
+    after = [tensor.asnumpy().astype(np.float64) for tensor in cell.parameters]
+    if norms:
+        taken = [((new - old) ** 2).sum() for new, old in zip(after, arrays[0])]
+        np.testing.assert_allclose(found[0], [[(x**2).sum() for x in after], wanted, taken], rtol=1e-5)
     for i, (p, m, v, g) in enumerate(zip(*arrays)):
         m, v = beta1 * m + (1 - beta1) * scale * g, beta2 * v + (1 - beta2) * (scale * g) ** 2
         p = p - lr * (m / (np.sqrt(v) + eps) + (decay * p if i == 0 else 0))

@@ -17,7 +17,7 @@ from mindmodel.checkpoint.load import newest_checkpoint
 
 STEPS = 50
 TOLERANCE = 1e-5
-SLOW_START = ("optim.warmup_steps=40", f"train.steps={STEPS}", "train.eval_every=25")
+SLOW_START = ("optim.warmup_steps=40", f"train.steps={STEPS}", "train.eval_every=25", "log.norms_every=25")
 """A learning rate that begins small: rounding grows with every step, and faster with large ones."""
 
 
@@ -32,6 +32,11 @@ def same_steps(one, other) -> None:
 
 def evaluations(run) -> list[tuple[int, float]]:
     return [(row["step"], row["eval_loss"]) for row in run.rows if "eval_loss" in row]
+
+
+def norms(run) -> list[dict]:
+    """Rows of log.norms_every."""
+    return [row for row in run.rows if "norms/head/grad" in row]
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +57,27 @@ def same_run(job, alone, dp: int) -> None:
     same_steps(run, alone)
     for (step, loss), (same_step, other) in zip(evaluations(run), evaluations(alone), strict=True):
         assert step == same_step and loss == pytest.approx(other, rel=TOLERANCE)
+    for mine, others in zip(norms(run), norms(alone), strict=True):
+        assert mine == pytest.approx(others, rel=10 * TOLERANCE) and "norms/layers.0/activation" in mine
     assert run.steps == alone.steps and [row["samples"] for row in run.rows if "samples" in row][-1] == 4 * STEPS
     assert job.processes() == {}
 
 
 def test_two_processes_train_the_run_of_one(job, alone):
     same_run(job, alone, 2)
+
+
+@pytest.mark.long
+def test_a_step_that_is_not_finite_ends_all_processes_with_the_state_before_it_saved(job):
+    done = job.launch("run", 2, "optim.peak_lr=50", "optim.warmup_steps=2", "model.num_layers=2", "train.steps=40")
+    assert done.returncode == 3 and "NotFiniteError: step" in done.stdout + done.stderr
+    run = job.run("run")
+    step, losses = run.rows[-2]["step"], [row for row in run.rows if "loss" in row]
+    assert losses[-1]["grad_norm"] is None and losses[-1]["step"] == run.steps[-1] + 1
+    assert run.hidden() == [] and job.processes() == {} and step in (run.steps[-1], run.steps[-1] + 1)
+    found = job("debug", "nan", run.path)
+    assert found.returncode == 1 and "2 ranks have trained this run; one process makes their steps" in found.stdout
+    assert f"step        {run.steps[-1] + 1}: " in found.stdout and "not finite  result of " in found.stdout
 
 
 @pytest.mark.long

@@ -5,6 +5,7 @@ examples:
   mindmodel debug step recipes/cpu/tiny.yaml --break layers.0.attention
   mindmodel debug replay runs/tiny --from 300 --to 310
   mindmodel debug compare recipes/cpu/tiny.yaml recipes/cpu/tiny.yaml:runtime.cpu_kernels=graph
+  mindmodel debug nan runs/tiny
   mindmodel debug graph --help
 
 From a symptom to the command that finds its cause: docs/debugging.md.
@@ -23,6 +24,7 @@ SUBCOMMANDS = {
     "replay": "steps of a run made again from a checkpoint: are they the same bit for bit?",
     "trace": "all that one training step computes, kept in a folder",
     "compare": "where two ways of computing the same training step part",
+    "nan": "the first tensor of a run that is not finite: step, layer, operator, sample",
 }
 """Each is a file of this folder."""
 

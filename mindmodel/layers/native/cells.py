@@ -229,13 +229,27 @@ class SquareSumNative(nn.Cell):
         return self.square_sum(*tensors).reshape(())
 
 
+class SquareSumsNative(nn.Cell):
+    """Sum of all squares of each. Inputs: tuple of n tensors of one dtype. Outputs: float32 [n]."""
+
+    def __init__(self):
+        super().__init__()
+        self.square_sums = kernel("square_sums", lambda *tensors: (len(tensors),), mstype.float32)
+
+    def construct(self, tensors):
+        return self.square_sums(*tensors)
+
+
 class AdamWNative(nn.Cell):
     """AdamW without bias correction, one kernel for all parameters, in place. Interface: AdamWByTensor's."""
 
-    def __init__(self, decays: tuple[bool, ...], checks_finite: bool):
+    def __init__(self, decays: tuple[bool, ...], checks_finite: bool, norms: bool = False):
         super().__init__(auto_prefix=False)
         self.decays = Tensor(np.array(decays, np.float32))
-        adamw = kernel("adamw", lambda *inputs: (1,), mstype.float32)
+        if norms:
+            adamw = kernel("adamw_with_norms", lambda *inputs: (3, len(decays)), mstype.float32)
+        else:
+            adamw = kernel("adamw", lambda *inputs: (1,), mstype.float32)
         self.adamw = in_place(adamw, (False, False, *(True, True, True, False) * len(decays)))
         self.stack = ops.Stack()
 
@@ -256,5 +270,6 @@ KERNELS = Kernels(
     causal_attention=CausalAttentionNative,
     head_loss=HeadLossNative,
     square_sum=SquareSumNative,
+    square_sums=SquareSumsNative,
     adamw=AdamWNative,
 )

@@ -20,7 +20,8 @@ const char *mindmodel_gemm_backend();
 Kernel linear_forward, linear_backward, rms_norm_forward, rms_norm_backward, residual_norm_backward;
 Kernel swiglu_forward, swiglu_backward;
 Kernel attention_forward, attention_backward, attention_qk_norm_forward, attention_qk_norm_backward;
-Kernel head_loss, head_loss_forward, embedding_backward, square_sum, adamw, decode_step;
+Kernel head_loss, head_loss_forward, embedding_backward, square_sum, square_sums, adamw,
+    adamw_with_norms, decode_step;
 }
 
 namespace {
@@ -492,7 +493,24 @@ void test_adamw(double apply) {
     std::vector<Array *> arguments{&settings, &decay};
     for (Array &array : arrays) arguments.push_back(&array);
     arguments.push_back(&done);
+    std::vector<Array> again = arrays;
     expect(run(adamw, arguments) == 0, "failed");
+    Array norms(Type::f32, {3, 2});
+    std::vector<Array *> same{&settings, &decay};
+    for (Array &array : again) same.push_back(&array);
+    same.push_back(&norms);
+    expect(run(adamw_with_norms, same) == 0, "with norms: failed");
+    for (size_t i = 0; i < arrays.size(); i++) expect(again[i].bytes == arrays[i].bytes, "with norms: other bits");
+    for (int i = 0; i < 2; i++) {
+      double weight = 0, gradient = 0, added = 0;
+      for (size_t j = 0; j < arrays[4 * i].values().size(); j++) {
+        const double now = arrays[4 * i].get(j), was = before[4 * i].get(j), g = before[4 * i + 3].get(j);
+        weight += now * now, gradient += g * g, added += (now - was) * (now - was);
+      }
+      const Doubles found{norms.get(i), norms.get(2 + i), norms.get(4 + i)}, wanted{weight, gradient, added};
+      for (int kind = 0; kind < 3; kind++)
+        expect(std::fabs(found[kind] - wanted[kind]) <= 1e-5 * wanted[kind], "with norms: another sum of squares");
+    }
     expect(done.get(0) == apply, "done is not apply");
     for (int i = 0; i < 2; i++) {
       Doubles p = before[4 * i].values(), m = before[4 * i + 1].values(), v = before[4 * i + 2].values();
