@@ -51,6 +51,10 @@ def fused_operators_stood_in_for(kernels_of, monkeypatch):
         def construct(self, x, sizes, dim):
             return ops.split(x, sizes, dim)
 
+    class Dot(nn.Cell):
+        def construct(self, x, y):
+            return (x * y).sum()
+
     class RotaryPositionEmbedding(nn.Cell):
         def construct(self, x, cos, sin, mode):
             first, second = ops.split(x, x.shape[-1] // 2, -1)
@@ -74,7 +78,7 @@ def fused_operators_stood_in_for(kernels_of, monkeypatch):
             mixed = ops.BatchMatMul()(ops.softmax(scores - 1e9 * hidden, -1), v)
             return None, None, None, mixed.transpose((0, 2, 1, 3)).reshape((q.shape[0], seq_len, -1))
 
-    for operator in (RmsNorm, Swiglu, SplitWithSize, RotaryPositionEmbedding, FlashAttentionScore):
+    for operator in (Dot, RmsNorm, Swiglu, SplitWithSize, RotaryPositionEmbedding, FlashAttentionScore):
         monkeypatch.setattr(ascend, operator.__name__, operator)
     kernels_of("Ascend")
 
@@ -129,11 +133,13 @@ def test_gradients_that_are_not_finite_become_zero(device, kernels_of, compiling
     np.testing.assert_array_equal(kept, [[0.75, -1.0, 0.0], [0.0, 0.0, 2.0]])
 
 
-def test_squares_are_summed(kernels_of, compiling):
+def test_squares_are_summed(fused_operators_stood_in_for, compiling):
     from mindspore import Tensor
+
+    from mindmodel.layers.ascend import KERNELS
 
     tensors = [Tensor(np.array(x, np.float32)) for x in ([[0.75, -1.0, 0.0]], [2.0])]
     with compiling():
-        assert as_cell(kernels_of("Ascend").square_sum())(tensors).asnumpy() == 0.75**2 + 1.0 + 4.0
-        sums = as_cell(kernels_of("Ascend").square_sums())(tensors).asnumpy()
+        assert as_cell(KERNELS.square_sum())(tensors).asnumpy() == 0.75**2 + 1.0 + 4.0
+        sums = as_cell(KERNELS.square_sums())(tensors).asnumpy()
         assert sum(sums) == 0.75**2 + 1.0 + 4.0 and len(sums) == len(tensors)
