@@ -118,14 +118,9 @@ def _graph_and_slices(job: Job) -> dict[str, Any]:
 
 def _graph(job: Job) -> dict[str, Any]:
     """Write the partitioned graph alone, with the seconds of its phases in the log; weights take no memory."""
-    from mindspore.nn.utils import no_init_parameters
+    from mindmodel.train.build import build_without_numbers
 
-    from mindmodel.train.build import build
-
-    with no_init_parameters():
-        built = build(job.recipe, job.rank)
-    if job.num_ranks > 1:
-        built.whole.no_init_parameters_in_compile()
+    built = build_without_numbers(job.recipe, job.rank)
     _write_graph(built.whole, job)
     return {}
 
@@ -141,15 +136,11 @@ def _run(job: Job) -> dict[str, Any]:
     """Compile with kernels and let MindSpore play one step: the peak of its memory."""
     import mindspore as ms
     from mindspore.graph._parse import compile_config
-    from mindspore.nn.utils import no_init_parameters
 
-    from mindmodel.train.build import build
+    from mindmodel.train.build import build_without_numbers
 
     compile_config.COMPILE_DEBUG_MODE = "release"  # nodes without lines of Python: 10 percent less memory
-    with no_init_parameters():
-        built = build(job.recipe, job.rank)
-    if job.num_ranks > 1:
-        built.whole.no_init_parameters_in_compile()
+    built = build_without_numbers(job.recipe, job.rank)
     for output in built.whole(*_inputs(job)):
         output.asnumpy()
     return {"peak_bytes": ms.runtime.max_memory_allocated()}

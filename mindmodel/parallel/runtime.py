@@ -69,6 +69,8 @@ def start_runtime(recipe: Recipe, purpose: str, terminal: Optional[Terminal] = N
     runtime, cache, here = recipe.runtime, GraphCache(), place()
     ms.set_context(mode=ms.GRAPH_MODE)
     device = _set_device(runtime.device)
+    if device == "Ascend":
+        ms.set_context(jit_config={"jit_level": "O0"})  # as dry runs compile: kernel by kernel
     if here.num_ranks > 1:
         _meet(terminal or Terminal())
     ms.set_recursion_limit(20000)  # deep decoders nest deeper than the default

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
+from mindspore.nn.utils import no_init_parameters
 
 from mindmodel.data.loader import Batch, Share
 from mindmodel.models.decoder import Decoder, DecoderLoss
@@ -14,7 +15,7 @@ from mindmodel.parallel.apply import laid_out_step, partitioned
 from mindmodel.parallel.local import DataParallelStep, RankStep
 from mindmodel.parallel.mesh import mesh_of
 from mindmodel.parallel.plans.decoder import decoder_plan
-from mindmodel.recipe.schema import Recipe
+from mindmodel.recipe.schema import ParallelSection, Recipe
 from mindmodel.train.optim import AdamW
 from mindmodel.train.step import TrainStep
 
@@ -24,6 +25,7 @@ class Built:
     """A training step and what it updates.
 
     Attributes:
+        network: decoder and loss, as the step differentiates them.
         step: of one rank.
         whole: what is called: the step, inside of MindSpore's partitioning where there is one.
         share: of the global batch that this rank is given.
@@ -32,15 +34,31 @@ class Built:
 
     decoder: Decoder
     optimizer: AdamW
+    network: DecoderLoss
     step: nn.Cell
     whole: nn.Cell
     share: Share
     rows: int
 
+    @property
+    def is_partitioned(self) -> bool:
+        """Whether MindSpore cuts the step, so that once it is compiled this rank's parameters are slices."""
+        return isinstance(self.step, RankStep)
+
+    def forward_pass(self, recipe: Recipe) -> nn.Cell:
+        """The network for evaluation, over as many sequences as a micro-batch of `rows` has: of a partitioned step the
+        same layers under the same plan, so that it must be compiled after the step; else with a loss of its own.
+
+        Inputs, outputs: as DecoderLoss's; of several stages only the last has the cross entropy.
+        """
+        if self.is_partitioned:
+            return partitioned(self.network, recipe.parallel).set_train(False)
+        return DecoderLoss(self.decoder, recipe.model.vocab_size, gradient=False).set_train(False)
+
     def example(self, recipe: Recipe) -> tuple[Tensor, ...]:
         """Inputs of the shapes and dtypes that `run` gives `whole`; nothing is in them."""
         ids = Tensor(np.zeros((self.rows, recipe.data.seq_len), np.int32))
-        return (ids, ids) if isinstance(self.step, RankStep) else (ids, ids, Tensor(0.0, ms.float32))
+        return (ids, ids) if self.is_partitioned else (ids, ids, Tensor(0.0, ms.float32))
 
     def run(self, batch: Batch, lr: float) -> tuple[Tensor, Tensor, Tensor]:
         """One step: mean cross entropy of the global batch, gradient norm before clipping, whether it was applied."""
@@ -49,6 +67,18 @@ class Built:
             return self.whole(*inputs, Tensor(lr, ms.float32))
         self.step.set_scalars(int((batch.labels >= 0).sum()), lr)
         return self.whole(*inputs)
+
+
+def is_partitioned(parallel: ParallelSection) -> bool:
+    """Whether MindSpore cuts the step of a layout over its ranks; on CPU every rank holds the whole model."""
+    return mesh_of(parallel).num_devices > 1 and ms.get_context("device_target") != "CPU"
+
+
+def build_without_numbers(recipe: Recipe, rank: int = 0) -> Built:
+    """As build, of parameters that have a shape and take no memory; where the step is partitioned, that of this rank's
+    slice once it is compiled. They are to be filled then."""
+    with no_init_parameters():
+        return build(recipe, rank)
 
 
 def build(recipe: Recipe, rank: int = 0) -> Built:
@@ -70,11 +100,13 @@ def build(recipe: Recipe, rank: int = 0) -> Built:
     mesh, share, rows = mesh_of(parallel), Share(), recipe.padded_sequences
     if mesh.num_devices == 1:
         step = TrainStep(network, optimizer, train, parallel.micro_batches)
-    elif ms.get_context("device_target") == "CPU":
+    elif not is_partitioned(parallel):
         step = DataParallelStep(network, optimizer, train, parallel.micro_batches)
         share, rows = Share(index=rank, of=mesh.dp), recipe.sequences_per_rank
     else:
         step = laid_out_step(network, optimizer, train, parallel, decoder_plan(model, parallel), rank)
     step.set_train()
     whole = partitioned(step, parallel) if isinstance(step, RankStep) else step
-    return Built(decoder=decoder, optimizer=optimizer, step=step, whole=whole, share=share, rows=rows)
+    return Built(
+        decoder=decoder, optimizer=optimizer, network=network, step=step, whole=whole, share=share, rows=rows
+    )

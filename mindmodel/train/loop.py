@@ -7,25 +7,21 @@ import time
 from contextlib import contextmanager, nullcontext
 from typing import Iterator, Optional, Union
 
-from mindmodel.checkpoint.layout import optimizer_placements, weight_placements
-from mindmodel.checkpoint.load import Checkpoint, HeldTensors
 from mindmodel.data.loader import heldout_batches
 from mindmodel.errors import TrainingError
-from mindmodel.models.decoder import DecoderLoss, initialize
 from mindmodel.parallel.heartbeat import heartbeat_of_this_process
-from mindmodel.parallel.mesh import mesh_of
 from mindmodel.parallel.runtime import Runtime, peak_flops
 from mindmodel.recipe.estimate import FLOP_FORMULA, estimate
 from mindmodel.terminal import Terminal, duration
-from mindmodel.train.build import build
-from mindmodel.train.evaluate import Evaluation, compile_evaluation, evaluate
+from mindmodel.train.build import Built, build, build_without_numbers, is_partitioned
+from mindmodel.train.evaluate import Evaluation, compile_evaluation, evaluate, no_evaluation
 from mindmodel.train.init_from import keep_origin
 from mindmodel.train.metrics import Metrics, NoMetrics, Utilisation
 from mindmodel.train.run import OpenedRun
 from mindmodel.train.saving import Saving
 from mindmodel.train.schedule import learning_rate
 from mindmodel.train.slow_ranks import SlowRanks
-from mindmodel.train.state import fill
+from mindmodel.train.state import fresh_weights, hold
 from mindmodel.train.stopping import GO_ON, Stopper, agreed
 
 
@@ -39,9 +35,10 @@ class Training:
         self.evaluation: Optional[Evaluation] = None
         self.heartbeat = heartbeat_of_this_process()
         self.ranks = runtime.ranks
-        self.built = build(recipe, self.ranks.rank)
+        self._is_compiled = False
+        self.built = self._build()
         self.decoder, self.optimizer = self.built.decoder, self.built.optimizer
-        self.eval_network = DecoderLoss(self.decoder, recipe.model.vocab_size, gradient=False).set_train(False)
+        self.eval_network = self.built.forward_pass(recipe)
         self._fill()
         self.saving = Saving(self)
         peak, peak_name = peak_flops(runtime)
@@ -53,25 +50,28 @@ class Training:
             peak_name=peak_name,
         )
 
-    def _fill(self) -> None:
-        """Weights and optimizer state: the checkpoint's, those of train.init_from, or fresh ones."""
-        checkpoint, parameters = self.opened.position.checkpoint, self.decoder.trainable_params()
-        if checkpoint is not None:
-            self._fill_from(checkpoint)
-        elif self.opened.initial is not None:
-            fill(parameters, self.opened.initial.weights, str(self.recipe.train.init_from))
-            keep_origin(self.opened.initial, self.opened.folder)
-        else:
-            initialize(self.decoder, self.recipe.model, self.recipe.train.seed)
+    def _build(self) -> Built:
+        """A partitioned step is compiled before it has a weight: no rank ever holds more than its slices."""
+        if not is_partitioned(self.recipe.parallel):
+            return build(self.recipe, self.ranks.rank)
+        built = build_without_numbers(self.recipe, self.ranks.rank)
+        self.heartbeat.beat("compiling", self.step)
+        with self._compiling():
+            built.whole.compile(*built.example(self.recipe))
+        return built
 
-    def _fill_from(self, checkpoint: Checkpoint) -> None:
-        """This rank's blocks of weights and optimizer state, whichever ranks have written them."""
-        mesh, rank, where = mesh_of(self.recipe.parallel), self.ranks.rank, str(checkpoint.path)
-        weights = weight_placements(self.recipe)
-        optimizer = optimizer_placements(weights)
-        fill(self.decoder.trainable_params(), HeldTensors(checkpoint.weights(), weights, mesh, rank, where), where)
-        fill(self.optimizer.state().values(), HeldTensors(checkpoint.optimizer(), optimizer, mesh, rank, where), where)
-        checkpoint.release()
+    def _fill(self) -> None:
+        """This rank's weights and optimizer state: the checkpoint's, those of train.init_from, or fresh ones."""
+        checkpoint, initial = self.opened.position.checkpoint, self.opened.initial
+        recipe, rank = self.recipe, self.ranks.rank
+        if checkpoint is not None:
+            hold(self.built, recipe, rank, checkpoint.weights(), checkpoint.optimizer(), str(checkpoint.path))
+            checkpoint.release()
+        elif initial is not None:
+            hold(self.built, recipe, rank, initial.weights, where=str(recipe.train.init_from))
+            keep_origin(initial, self.opened.folder)
+        else:
+            hold(self.built, recipe, rank, fresh_weights(recipe))
 
     def run(self, stopper: Stopper, metrics: Union[Metrics, NoMetrics]) -> int:
         """Train to the last step, or until the stopper of one of the ranks says no. The state is saved either way.
@@ -122,12 +122,12 @@ class Training:
         """The next optimizer step: its loss, gradient norm before clipping and learning rate."""
         recipe, step = self.recipe, self.step + 1
         lr = learning_rate(recipe.optim, recipe.train.steps, step)
-        count, first = recipe.sequences_per_step, self.step == self.first_step
+        count = recipe.sequences_per_step
         self.heartbeat.beat("data", step)
         with self.slow_ranks.reading():
             batch = self.opened.batches.batch(self.step * count, count, self.built.share, self.built.rows)
-        self.heartbeat.beat("compiling" if first else "step", step)
-        with self._compiling() if first else nullcontext():
+        self.heartbeat.beat("step" if self._is_compiled else "compiling", step)
+        with nullcontext() if self._is_compiled else self._compiling():
             outputs = [output.asnumpy() for output in self.built.run(batch, lr)]
         loss, norm, applied = float(outputs[0]), float(outputs[1]), bool(outputs[2])
         if not applied:
@@ -139,6 +139,7 @@ class Training:
     def _compiling(self) -> Iterator[None]:
         with self.terminal.working("compiling the training graph"), self.runtime.cache.compiling(kept=True):
             yield
+        self._is_compiled = True
 
     def _not_finite(self, step: int, loss: float, norm: float) -> None:
         found = f"step {step}: loss {loss}, gradient norm {norm}: not finite"
@@ -157,16 +158,17 @@ class Training:
     def evaluate(self, metrics: Union[Metrics, NoMetrics]) -> None:
         """Held-out loss, as a row of the metrics; nothing if nothing is held out."""
         recipe, heldout = self.recipe, self.opened.corpus.heldout
-        if heldout.num_tokens < 2:
+        if heldout.num_tokens < 2 or no_evaluation(recipe):
             return
-        count, seq_len = recipe.sequences_per_rank // recipe.parallel.micro_batches, recipe.data.seq_len
+        count, seq_len = self.built.rows // recipe.parallel.micro_batches, recipe.data.seq_len
         self.heartbeat.beat("compiling" if self.evaluation is None else "evaluating", self.step)
         if self.evaluation is None:
             with self.terminal.working("compiling the evaluation graph"), self.runtime.cache.compiling():
                 compile_evaluation(self.eval_network, count, seq_len)
         self.terminal.status(f"{self.step}/{recipe.train.steps} evaluating on held-out documents")
         self.heartbeat.beat("evaluating", self.step)
-        self.evaluation = evaluate(self.eval_network, heldout_batches(heldout, seq_len, count), self.ranks)
+        batches = heldout_batches(heldout, seq_len, count)
+        self.evaluation = evaluate(self.eval_network, batches, self.ranks, together=self.built.is_partitioned)
         metrics.write(self.step, {"eval_loss": self.evaluation.loss, "eval_tokens": self.evaluation.tokens})
         self.saving.note(self.evaluation.loss)
         self.terminal.say(f"step {self.step}: held-out loss {self.evaluation.loss:.4f}")
