@@ -137,7 +137,8 @@ class Training:
 
     @contextmanager
     def _compiling(self) -> Iterator[None]:
-        with self.terminal.working("compiling the training graph"), self.runtime.cache.compiling(kept=True):
+        kept = not is_partitioned(self.recipe.parallel)  # that a kept graph is cut as a new one was never seen on a chip
+        with self.terminal.working("compiling the training graph"), self.runtime.cache.compiling(kept):
             yield
         self._is_compiled = True
 

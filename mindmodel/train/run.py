@@ -261,7 +261,7 @@ def _with_vocab_size(recipe: Recipe, tokenizer_size: int) -> Recipe:
 
 
 def _refuse_too_large(recipe: Recipe) -> None:
-    """On Ascend what a rank needs at the peak must fit into a chip; on CPU what is held without activations into memory."""
+    """On Ascend a rank must fit into a chip; on CPU what is held, activations not counted, into main memory."""
     if runs_on_ascend(recipe.runtime.device):
         _refuse_too_large_for_chip(recipe)
         return
