@@ -120,6 +120,11 @@ def laid_out_step(
     return AccumulatingStep(wrap(single, parallel.micro_batches), optimizer, train, totals, sharded)
 
 
+def single_loss(step: RankStep) -> OnlyLoss:
+    """What a step differentiates, for one micro-batch."""
+    return step.network.network if isinstance(step, AccumulatingStep) else step.network
+
+
 def _share(parameter: Parameter, plan: Plan, mesh: Mesh, rank: int, sharded: bool) -> float:
     """What a rank's slice of a parameter's gradient counts in a sum over all ranks."""
     if plan.stage_of(parameter.name) != stage_of(rank, mesh):

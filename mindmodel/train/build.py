@@ -11,7 +11,7 @@ from mindspore.nn.utils import no_init_parameters
 
 from mindmodel.data.loader import Batch, Share
 from mindmodel.models.decoder import Decoder, DecoderLoss
-from mindmodel.parallel.apply import laid_out_step, partitioned
+from mindmodel.parallel.apply import laid_out_step, partitioned, single_loss
 from mindmodel.parallel.local import DataParallelStep, RankStep
 from mindmodel.parallel.mesh import mesh_of
 from mindmodel.parallel.plans.decoder import decoder_plan
@@ -25,7 +25,6 @@ class Built:
     """A training step and what it updates.
 
     Attributes:
-        network: decoder and loss, as the step differentiates them.
         step: of one rank.
         whole: what is called: the step, inside of MindSpore's partitioning where there is one.
         share: of the global batch that this rank is given.
@@ -34,7 +33,6 @@ class Built:
 
     decoder: Decoder
     optimizer: AdamW
-    network: DecoderLoss
     step: nn.Cell
     whole: nn.Cell
     share: Share
@@ -46,13 +44,13 @@ class Built:
         return isinstance(self.step, RankStep)
 
     def forward_pass(self, recipe: Recipe) -> nn.Cell:
-        """The network for evaluation, over as many sequences as a micro-batch of `rows` has: of a partitioned step the
-        same layers under the same plan, so that it must be compiled after the step; else with a loss of its own.
+        """The network for evaluation, of as many sequences as a micro-batch of `rows` has.
 
-        Inputs, outputs: as DecoderLoss's; of several stages only the last has the cross entropy.
+        Of a partitioned step it is that of the step, to be compiled after it. That gives the cross entropy alone; of
+        several stages only the last has it.
         """
         if self.is_partitioned:
-            return partitioned(self.network, recipe.parallel).set_train(False)
+            return partitioned(single_loss(self.step), recipe.parallel).set_train(False)
         return DecoderLoss(self.decoder, recipe.model.vocab_size, gradient=False).set_train(False)
 
     def example(self, recipe: Recipe) -> tuple[Tensor, ...]:
@@ -107,6 +105,4 @@ def build(recipe: Recipe, rank: int = 0) -> Built:
         step = laid_out_step(network, optimizer, train, parallel, decoder_plan(model, parallel), rank)
     step.set_train()
     whole = partitioned(step, parallel) if isinstance(step, RankStep) else step
-    return Built(
-        decoder=decoder, optimizer=optimizer, network=network, step=step, whole=whole, share=share, rows=rows
-    )
+    return Built(decoder=decoder, optimizer=optimizer, step=step, whole=whole, share=share, rows=rows)

@@ -49,7 +49,7 @@ def evaluate(
     """Mean over all labels that count, of which there must be one.
 
     Args:
-        network: as DecoderLoss.
+        network: as DecoderLoss, or gives the cross entropy alone.
         batches: all of one shape.
         ranks: that share the batches out; default this process has all.
         together: whether the ranks compute every batch as one instead; the last, of the last stage, has its sum.
@@ -57,7 +57,8 @@ def evaluate(
     rank, count = (ranks.rank, ranks.count) if ranks and not together else (0, 1)
     total, tokens = 0.0, 0
     for batch in itertools.islice(batches, rank, None, count):
-        _, entropy = network(Tensor(batch.ids), Tensor(batch.labels))
+        outputs = network(Tensor(batch.ids), Tensor(batch.labels))
+        entropy = outputs[1] if isinstance(outputs, tuple) else outputs
         total += float(entropy.asnumpy())
         tokens += int((batch.labels >= 0).sum())
     if ranks:
