@@ -137,7 +137,7 @@ def _use_native_kernels(asked: str, threads: int, terminal: Terminal) -> bool:
 
 
 def _set_device(asked: str, purpose: str) -> str:
-    """`auto` is the Ascend device where there is one; so is `ascend` for what a run is good for wherever it was made."""
+    """`auto` is the Ascend device where there is one; so is `ascend` for what a run is good for anywhere."""
     if asked == "ascend" and purpose not in ANYWHERE and not ascend_devices():
         raise LayoutError(
             "runtime.device: 'ascend' is asked for and this machine has no Ascend device (/dev/davinci*). "

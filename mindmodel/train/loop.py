@@ -137,7 +137,7 @@ class Training:
 
     @contextmanager
     def _compiling(self) -> Iterator[None]:
-        kept = not is_partitioned(self.recipe.parallel)  # that a kept graph is cut as a new one was never seen on a chip
+        kept = not is_partitioned(self.recipe.parallel)  # is a kept graph cut as a new one? No chip has said so
         with self.terminal.working("compiling the training graph"), self.runtime.cache.compiling(kept):
             yield
         self._is_compiled = True
