@@ -185,7 +185,12 @@ def test_a_cpu_trains_data_parallel_only(parallel, cut):
 
 @pytest.mark.parametrize(
     "parallel",
-    [{"tp": 2}, {"pp": 2, "dp": 1, "micro_batches": 2}, {"cp": 2, "dp": 4, "micro_batches": 16}, {"dp": 2, "shard_optimizer": "states"}],
+    [
+        {"tp": 2},
+        {"pp": 2, "dp": 1, "micro_batches": 2},
+        {"cp": 2, "dp": 4, "micro_batches": 16},
+        {"dp": 2, "shard_optimizer": "states"},
+    ],
 )
 def test_ascend_trains_every_layout(parallel):
     launch = plan_launch(recipe("ascend", **parallel), ONE_NODE, [])
