@@ -18,7 +18,6 @@ from mindmodel.models.decoder import initial_weight
 from mindmodel.recipe.load import recipe_from_dict
 
 LAYOUTS = {
-    "tp2": (2, "parallel.dp=1", "parallel.tp=2"),
     "cp2": (2, "parallel.dp=1", "parallel.cp=2", "parallel.micro_batches=4"),
     "pp2": (2, "parallel.dp=1", "parallel.pp=2", "parallel.micro_batches=2"),
     "states": (2, "parallel.dp=2", "parallel.shard_optimizer=states"),
@@ -87,7 +86,7 @@ def test_one_process_on_a_machine_without_a_chip_evaluates_it(trained):
 
 @pytest.mark.long
 def test_every_layout_saves_what_it_has_loaded_and_begins_as_one_device(command):
-    names = "tp2", "cp2", "tp2 states"
+    names = "cp2", "tp2 states"
     for name in names:
         command.copy("alone", command.folder / name)
     folder = command.folder / "long"
