@@ -33,6 +33,10 @@ class GraphError(MindModelError):
     """A network that MindSpore does not compile, or a saved graph that cannot be read."""
 
 
+class TraceError(MindModelError):
+    """A saved trace of a training step that is damaged, or two that cannot be compared."""
+
+
 class TrainingError(Exception):
     """A run that failed while it ran, such as a loss that is not finite; the command line exits with 3."""
 

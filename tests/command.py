@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pty
 import random
 import shutil
 import signal
@@ -98,6 +99,35 @@ class Running:
         """Send a signal; gives the exit code."""
         self.process.send_signal(number)
         return self.process.wait(timeout_s)
+
+
+class Session:
+    """A command on a terminal of its own, and a person who answers each prompt of the debugger."""
+
+    def __init__(self, command, arguments, answers):
+        ours, its = pty.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, *map(str, arguments)], cwd=command.folder, env={**command.env, "COLUMNS": "400"},
+            stdin=its, stdout=its, stderr=its, start_new_session=True,
+        )
+        os.close(its)
+        self.output = ""
+        for answer in [*answers, None]:
+            seen = len(self.output)
+            while "(Pdb) " not in self.output[seen:] and self._read(ours):
+                pass
+            if answer is not None:
+                os.write(ours, f"{answer}\n".encode())
+        os.close(ours)
+        self.code = self.process.wait(60)
+
+    def _read(self, ours) -> bool:
+        try:
+            chunk = os.read(ours, 4096)
+        except OSError:  # the last one at the other end has gone
+            return False
+        self.output += chunk.decode(errors="replace")
+        return bool(chunk)
 
 
 class Command:

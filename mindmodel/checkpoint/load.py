@@ -357,15 +357,19 @@ def _faults_in(checkpoint: Checkpoint, name: str) -> list[str]:
     ]
 
 
-def newest_checkpoint(folder: Path, say: Callable[[str], None], verify: bool = True) -> Optional[Checkpoint]:
+def newest_checkpoint(
+    folder: Path, say: Callable[[str], None], verify: bool = True, last: Optional[int] = None
+) -> Optional[Checkpoint]:
     """The newest whole checkpoint of a folder; None when there is none.
 
     Args:
         folder: of all checkpoints; may be missing.
         say: called with one line for each damaged checkpoint, which is passed over.
         verify: as open_checkpoint.
+        last: step after which none is looked at; default: all are.
     """
-    for step in reversed(list_checkpoints(folder)):
+    steps = [step for step in list_checkpoints(folder) if last is None or step <= last]
+    for step in reversed(steps):
         try:
             return open_checkpoint(Path(folder) / f"step_{step}", verify)
         except CheckpointError as error:

@@ -72,6 +72,16 @@ class RunFolder:
         return self.path / "graph"
 
     @property
+    def profile(self) -> Path:
+        """Folder of a profiled training step: numbers, a page and a trace."""
+        return self.path / "profile"
+
+    @property
+    def trace(self) -> Path:
+        """Folder of a traced training step."""
+        return self.path / "trace"
+
+    @property
     def huggingface(self) -> Path:
         """Folder of the original config.json and generation_config.json of an imported model."""
         return self.path / "huggingface"

@@ -15,6 +15,13 @@ def add_recipe_arguments(parser: argparse.ArgumentParser, optional: bool = False
     parser.add_argument("--shrink", action="store_true", help="the same structure in small sizes")
 
 
+def add_break_argument(parser: argparse.ArgumentParser) -> None:
+    """--break PLACE, as `place`."""
+    parser.add_argument(
+        "--break", dest="place", metavar="PLACE", help="open pdb in the construct of a Cell, as layers.0.attention"
+    )
+
+
 def at_least(smallest: int) -> Callable[[str], int]:
     """An argparse type: a whole number with a lower bound."""
 

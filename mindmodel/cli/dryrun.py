@@ -134,6 +134,7 @@ def _layout_texts(recipe: Recipe) -> tuple[str, str, str]:
     sequences = recipe.sequences_per_rank
     degrees = f"{' '.join(f'{name}={mesh.degree(name)}' for name in AXES)}, {mesh.num_devices} devices"
     options = ["sequence_parallel"] if parallel.sequence_parallel else []
+    options += ["gathered_tokens=kept"] if parallel.gathered_tokens == "kept" else []
     options += [f"shard_optimizer={parallel.shard_optimizer}", f"recompute={parallel.recompute}"]
     share = f"{parallel.micro_batches} micro-batches of {sequences // parallel.micro_batches}"
     batch = f"{recipe.sequences_per_step} sequences a step, {sequences} a rank, in {share}{filling(recipe)}"

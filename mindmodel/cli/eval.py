@@ -20,7 +20,7 @@ from mindmodel.data.loader import heldout_batches
 from mindmodel.data.tokenizer import Tokenizer
 from mindmodel.data.tokens import TokenFile
 from mindmodel.errors import DataError
-from mindmodel.parallel.environment import prepare_environment
+from mindmodel.parallel.environment import prepare_for
 from mindmodel.recipe.load import load_run_recipe
 from mindmodel.recipe.schema import Recipe
 from mindmodel.terminal import Terminal
@@ -66,7 +66,7 @@ def _tokens(args: argparse.Namespace, folder: RunFolder, recipe: Recipe, tempora
 
 def _evaluate(recipe: Recipe, checkpoint: Checkpoint, tokens: TokenFile) -> Evaluation:
     terminal = Terminal(sys.stderr)  # the result alone goes to standard output
-    prepare_environment(recipe.runtime.threads, recipe.runtime.cpu_kernels)
+    prepare_for(recipe.runtime)
     with terminal.working("loading MindSpore"):
         from mindmodel.models.decoder import DecoderLoss
         from mindmodel.parallel.runtime import start_runtime
@@ -76,6 +76,6 @@ def _evaluate(recipe: Recipe, checkpoint: Checkpoint, tokens: TokenFile) -> Eval
     seq_len = recipe.data.seq_len
     network = DecoderLoss(load_decoder(recipe, checkpoint), recipe.model.vocab_size, gradient=False).set_train(False)
     count = max(1, TOKENS_PER_BATCH // seq_len)
-    with terminal.working("compiling the evaluation graph"), runtime.cache.compiling(kept=True):
+    with runtime.compiling("the evaluation graph", terminal, kept=True):
         compile_evaluation(network, count, seq_len)
     return evaluate(network, heldout_batches(tokens, seq_len, count))

@@ -14,7 +14,7 @@ from pathlib import Path
 from mindmodel.checkpoint.run_folder import resolve_weights
 from mindmodel.cli.arguments import at_least, number_between
 from mindmodel.data.tokenizer import Tokenizer
-from mindmodel.parallel.environment import prepare_environment
+from mindmodel.parallel.environment import prepare_for
 from mindmodel.recipe.load import load_run_recipe
 from mindmodel.terminal import Terminal, printable
 
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     folder, checkpoint = resolve_weights(Path(args.run_folder))
     recipe = load_run_recipe(folder.recipe_file)
     tokenizer = Tokenizer.load(folder.tokenizer)
-    prepare_environment(recipe.runtime.threads, recipe.runtime.cpu_kernels)
+    prepare_for(recipe.runtime)
     with terminal.working("loading MindSpore"):
         from mindmodel.generation.sample import Generator, Sampling
         from mindmodel.generation.text import continue_text, prompt_ids
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     ids = prompt_ids(tokenizer, args.prompt)
     vocab_size = min(recipe.model.vocab_size, tokenizer.vocab_size)
     generator = Generator(load_decoder(recipe, checkpoint), recipe.model, vocab_size, len(ids) + args.max_tokens)
-    with terminal.working("compiling the generation graph"), runtime.cache.compiling():
+    with runtime.compiling("the generation graph", terminal):
         generator.compile(ids)
     sampling = Sampling(temperature=args.temperature, top_p=args.top_p, seed=args.seed)
     show = printable if sys.stdout.isatty() else str

@@ -20,7 +20,7 @@ from mindmodel.checkpoint.run_folder import RunFolder
 from mindmodel.cli.arguments import add_recipe_arguments
 from mindmodel.errors import TrainingError, first_line
 from mindmodel.files import write_text_safely
-from mindmodel.parallel.environment import place, prepare_environment
+from mindmodel.parallel.environment import place, prepare_environment, prepare_for
 from mindmodel.parallel.heartbeat import attach_to_launcher, heartbeat_of_this_process
 from mindmodel.recipe.dump import recipe_to_yaml
 from mindmodel.recipe.load import load_with_changes
@@ -118,7 +118,7 @@ def _join(recipe: Recipe, folder: RunFolder, terminal: Terminal) -> int:
 
 
 def _load(recipe: Recipe, terminal: Terminal) -> Runtime:
-    prepare_environment(recipe.runtime.threads, recipe.runtime.cpu_kernels)
+    prepare_for(recipe.runtime)
     with terminal.working("loading MindSpore"):
         from mindmodel.parallel.runtime import start_runtime
     return start_runtime(recipe, "train", terminal)
@@ -194,7 +194,7 @@ def _sample(opened: OpenedRun, training: Training, terminal: Terminal) -> None:
     recipe, corpus = opened.recipe, opened.corpus
     ids = prompt_ids(corpus.tokenizer, SAMPLE_PROMPT)
     generator = Generator(training.decoder, recipe.model, corpus.tokenizer.vocab_size, len(ids) + SAMPLE_TOKENS)
-    with terminal.working("compiling the generation graph"), training.runtime.cache.compiling():
+    with training.runtime.compiling("the generation graph", terminal):
         generator.compile(ids)
     text = "".join(continue_text(generator, corpus.tokenizer, ids, SAMPLE_TOKENS, Sampling(seed=recipe.train.seed)))
     terminal.say(f"sample:\n{SAMPLE_PROMPT}{text}\n")

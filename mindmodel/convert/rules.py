@@ -148,7 +148,7 @@ def to_theirs(
         ConversionError: if ours are not the model's: a line for each missing, unexpected or misshapen tensor.
     """
     _check(ours, shapes, where)
-    active = _active(rules, model)
+    active = active_rules(rules, model)
     return {name: tensor for rule in active for name, tensor in rule.split(model, ours[rule.ours]).items()}
 
 
@@ -164,7 +164,7 @@ def to_ours(
     Raises:
         ConversionError: if theirs are not the model's, or a tied output layer is not the embedding.
     """
-    active = _active(rules, model)
+    active = active_rules(rules, model)
     expected = {name: shape for rule in active for name, shape in rule.their_shapes(model, shapes[rule.ours]).items()}
     dropped = names_without_use(rules, model)
     _check({name: tensor for name, tensor in theirs.items() if name not in dropped}, expected, where)
@@ -185,7 +185,7 @@ def names_without_use(rules: Sequence[Rule], model: ModelSection) -> set[str]:
     return tied | {name.replace("*", str(index)) for name in buffers for index in _indices(name, model)}
 
 
-def _active(rules: Sequence[Rule], model: ModelSection) -> list[Union[Rename, Join]]:
+def active_rules(rules: Sequence[Rule], model: ModelSection) -> list[Union[Rename, Join]]:
     """The rules that move a tensor, with the layer index filled in."""
     active: list[Union[Rename, Join]] = []
     for rule in rules:

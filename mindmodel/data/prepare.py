@@ -22,6 +22,8 @@ RECORD_MAX_BYTES = 1 << 20
 SHARD_FILES = ("train.bin", "train.idx", "heldout.bin", "heldout.idx")
 TRAINING_SAMPLE_BYTES = 20_000_000
 CHUNK_CHARS = 1 << 20
+NO_HELDOUT = Path("data", "no_heldout")
+"""In the run folder: prefix of an empty shard, beside shards of `data.path` of which nothing is held out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +56,30 @@ def prepare(data: DataSection, run_folder: Path, say: Say) -> Corpus:
     """
     if data.path is not None:
         return _open_prepared(data, Path(data.path), run_folder, say)
-    if (run_folder / "data").exists():
-        _verify(data, run_folder, say)
-    else:
+    if not (run_folder / "data").exists():
         _build(data, run_folder, say)
+        return _made(run_folder)
+    return reopen(data, run_folder, say)
+
+
+def reopen(data: DataSection, run_folder: Path, say: Say) -> Corpus:
+    """The corpus that a run trains on, as it was made; nothing is written.
+
+    Args:
+        data, run_folder, say: as prepare's. Shards of `data.path` have no record: of them the tokenizer is compared.
+
+    Raises:
+        DataError: if it is gone, damaged, or was made from other settings.
+    """
+    if data.path is None:
+        _verify(data, run_folder, say)
+        return _made(run_folder)
+    corpus = _open_shards(data, Path(data.path), lambda: run_folder / NO_HELDOUT, say)
+    _refuse_other_tokenizer(corpus.tokenizer, run_folder)
+    return corpus
+
+
+def _made(run_folder: Path) -> Corpus:
     return Corpus(
         tokenizer=Tokenizer.load(run_folder / "tokenizer"),
         train=TokenFile(run_folder / "data" / "train"),
@@ -66,11 +88,18 @@ def prepare(data: DataSection, run_folder: Path, say: Say) -> Corpus:
 
 
 def _open_prepared(data: DataSection, folder: Path, run_folder: Path, say: Say) -> Corpus:
+    corpus = _open_shards(data, folder, lambda: _nothing_heldout(run_folder), say)
+    _install(corpus.tokenizer, run_folder)
+    return corpus
+
+
+def _open_shards(data: DataSection, folder: Path, nothing_heldout: Callable[[], Path], say: Say) -> Corpus:
+    """Shards that others have made; `nothing_heldout` gives the prefix of an empty one, for held-out documents."""
     train = TokenFile(folder / "train")
     tokenizer = Tokenizer.load(folder / "tokenizer" if data.tokenizer == "train" else data.tokenizer)
     heldout_prefix = folder / "heldout"
     if not any(path.exists() for path in shard_paths(heldout_prefix)):
-        heldout_prefix = _nothing_heldout(run_folder)
+        heldout_prefix = nothing_heldout()
     heldout = TokenFile(heldout_prefix)
     for tokens, prefix in ((train, folder / "train"), (heldout, heldout_prefix)):
         say(f"checking token ids: {tokens.num_tokens:,} tokens")
@@ -79,13 +108,12 @@ def _open_prepared(data: DataSection, folder: Path, run_folder: Path, say: Say) 
                 f"{prefix}.bin: holds token {tokens.max_token()}; the tokenizer has {tokenizer.vocab_size}. "
                 "Name the tokenizer that the shards were made with as data.tokenizer."
             )
-    _install(tokenizer, run_folder)
     return Corpus(tokenizer=tokenizer, train=train, heldout=heldout)
 
 
 def _nothing_heldout(run_folder: Path) -> Path:
-    """Prefix of a shard without tokens."""
-    prefix = run_folder / "data" / "no_heldout"
+    """Prefix of a shard without tokens, which is written."""
+    prefix = run_folder / NO_HELDOUT
     prefix.parent.mkdir(parents=True, exist_ok=True)
     with TokenWriter(prefix, vocab_size=1):
         pass
@@ -204,16 +232,20 @@ def _chunks(read: Iterable[Document]) -> Iterator[list[str]]:
 
 def _install(tokenizer: Tokenizer, run_folder: Path) -> None:
     """Put the tokenizer into the run folder, whole or not at all, and never in the place of another."""
-    target = run_folder / "tokenizer"
-    if target.exists():
-        if Tokenizer.load(target).sha256 != tokenizer.sha256:
-            raise DataError(
-                f"{target}: holds another tokenizer than the recipe's data give. Use another runtime.output, or "
-                "delete that folder and it is made again."
-            )
+    if (run_folder / "tokenizer").exists():
+        _refuse_other_tokenizer(tokenizer, run_folder)
         return
-    with write_folder_safely(target) as folder:
+    with write_folder_safely(run_folder / "tokenizer") as folder:
         tokenizer.copy_to(folder)
+
+
+def _refuse_other_tokenizer(tokenizer: Tokenizer, run_folder: Path) -> None:
+    target = run_folder / "tokenizer"
+    if Tokenizer.load(target).sha256 != tokenizer.sha256:
+        raise DataError(
+            f"{target}: holds another tokenizer than the recipe's data give. Use another runtime.output, or "
+            "delete that folder and it is made again."
+        )
 
 
 def _verify(data: DataSection, run_folder: Path, say: Say) -> None:

@@ -10,17 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Iterator, Mapping, Optional, Sequence
 
+from mindmodel.debug.on_ascend import missing_on_ascend
 from mindmodel.debug.sources import Source, read_sources
 from mindmodel.debug.summary import GraphSummary, Missing, summarize
 from mindmodel.dryrun.compile import compiled
 from mindmodel.dryrun.graph import Graph
-from mindmodel.dryrun.jobs import LOG_NAME, Job
+from mindmodel.dryrun.jobs import GRAPH_NAME, LOG_NAME, Job
 from mindmodel.dryrun.mindir import load_graph
 from mindmodel.errors import GraphError
 from mindmodel.parallel.graph_cache import COMPILE_LOG, GraphCache
 from mindmodel.recipe.schema import Recipe
 
-STAGES = {"type_inference": "1_parsed", "backend_pass": "2_optimized", "graph_build": "3_kernels"}
+PARSED, OPTIMIZED, KERNELS = "1_parsed", "2_optimized", "3_kernels"
+STAGES = {"type_inference": PARSED, "backend_pass": OPTIMIZED, "graph_build": KERNELS}
 """MindSpore's name and ours: before automatic differentiation, before the device has a say, and with its kernels."""
 TOTAL, PHASE = re.compile(r"TotalTime = ([\d.e-]+)"), re.compile(r"\[([\w-]+)\]: ([\d.e-]+)")
 
@@ -32,14 +34,14 @@ class CompiledStep:
     Attributes:
         stages: the readable graphs by name, such as 2_optimized.
         sources: lines of Python by a node's scope.
-        missing: operators without a kernel; None if that was not looked for.
+        missing: operators without a kernel.
     """
 
     graph: Graph
     stages: Mapping[str, str]
     sources: Mapping[str, Source]
     compile_s: Mapping[str, float]
-    missing: Optional[tuple[Missing, ...]]
+    missing: tuple[Missing, ...]
 
     def summary(self, recipe: str, device: str) -> GraphSummary:
         """In numbers."""
@@ -68,14 +70,14 @@ def compile_on_cpu(cell: Any, inputs: Sequence[Any], cache: GraphCache) -> Compi
         folder = Path(name)
         with saved_stages(folder), cache.compiling():
             mindir, refused = _compiled(cell, inputs)
-        sources, compile_s = _sources(folder), read_seconds(cache.folder / COMPILE_LOG)
+        sources, compile_s = read_stage_sources(folder), read_seconds(cache.folder / COMPILE_LOG)
         missing: tuple[Missing, ...] = ()
         if refused:
             with cache.compiling():
                 missing = missing_operators(mindir, sources) or (_whole(refused),)
         return CompiledStep(
             graph=load_graph(mindir),
-            stages=_read_stages(folder),
+            stages=read_stages(folder),
             sources=sources,
             compile_s=compile_s,
             missing=missing,
@@ -83,9 +85,10 @@ def compile_on_cpu(cell: Any, inputs: Sequence[Any], cache: GraphCache) -> Compi
 
 
 def compile_for_ascend(recipe: Recipe, rank: int) -> CompiledStep:
-    """Compile a rank of a recipe for a simulated Ascend device, up to where kernels would be chosen.
+    """Compile a rank of a recipe for a simulated Ascend device, and ask for the kernels of its operators.
 
     Raises:
+        GraphError: if they cannot be asked for.
         LayoutError: if it does not compile.
         BuildError: if there is neither CANN nor a stand-in.
     """
@@ -94,12 +97,13 @@ def compile_for_ascend(recipe: Recipe, rank: int) -> CompiledStep:
         with compiled([job], 1) as results:
             result = results[job.name]
             folder = Path(name)
+            sources = read_stage_sources(folder)
             return CompiledStep(
                 graph=result.graph(),
-                stages=_read_stages(folder),
-                sources=_sources(folder),
+                stages=read_stages(folder),
+                sources=sources,
                 compile_s=read_seconds(result.folder / LOG_NAME),
-                missing=None,
+                missing=missing_on_ascend(result.folder / GRAPH_NAME, sources),
             )
 
 
@@ -174,10 +178,12 @@ def _files(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _read_stages(folder: Path) -> dict[str, str]:
+def read_stages(folder: Path) -> dict[str, str]:
+    """The text of each stage that MindSpore saved in a folder, by our names."""
     return {STAGES[stage]: path.read_text(errors="replace") for stage, path in sorted(_files(folder).items())}
 
 
-def _sources(folder: Path) -> dict[str, Source]:
-    path = _files(folder).get("backend_pass")
+def read_stage_sources(folder: Path, stage: str = OPTIMIZED) -> dict[str, Source]:
+    """The line of Python of each node of a saved stage, by the node's scope."""
+    path = _files(folder).get(next(theirs for theirs, ours in STAGES.items() if ours == stage))
     return read_sources(path) if path else {}

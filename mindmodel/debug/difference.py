@@ -41,7 +41,7 @@ def _layers(summary: GraphSummary) -> Counter[str]:
 
 
 def _missing(summary: GraphSummary) -> Counter[str]:
-    return _added((f"{row.operator} ({row.types})", row.count) for row in summary.missing or ())
+    return _added((f"{row.operator} ({row.types})", row.count) for row in summary.missing)
 
 
 def _added(rows: Iterator[tuple[str, int]]) -> Counter[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Mapping, Optional, Sequence
+from typing import Any, Iterator, Mapping, Optional, Sequence
 
 import mindspore as ms
 import numpy as np
@@ -29,13 +29,25 @@ BUNDLE = "MakeTuple:of a trial"
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Use:
+class Use:
     """An operator with dtypes of its operands, and the nodes that are this. `refusal` is MindSpore's, if any."""
 
     operator: str
     types: str
     nodes: Sequence[Any]
     refusal: Optional[str]
+
+    def missing(self, why: str, sources: Mapping[str, Source]) -> Missing:
+        """As one that the device cannot run, with its places and lines."""
+        lines = (str(sources[node.domain]) for node in self.nodes if node.domain in sources)
+        return Missing(
+            operator=self.operator,
+            types=self.types,
+            count=len(self.nodes),
+            reason=why,
+            places=tuple(dict.fromkeys(place_of(node.domain) for node in self.nodes)),
+            where=tuple(dict.fromkeys(lines)),
+        )
 
 
 def missing_operators(mindir: bytes, sources: Mapping[str, Source]) -> tuple[Missing, ...]:
@@ -45,9 +57,14 @@ def missing_operators(mindir: bytes, sources: Mapping[str, Source]) -> tuple[Mis
         mindir: the graph as MindSpore exports it.
         sources: lines of Python by a node's scope.
     """
+    return tuple(use.missing(use.refusal, sources) for use in tried_alone(mindir) if use.refusal)
+
+
+def tried_alone(mindir: bytes) -> Iterator[Use]:
+    """All operators of a graph that MindSpore exported, each when it has been compiled alone for this device."""
     trial = _Trial(model_class().FromString(mindir))
-    uses = [trial.of(operator, types, nodes) for (operator, types), nodes in trial.groups().items()]
-    return tuple(_missing(use, sources) for use in uses if use.refusal)
+    for (operator, types), nodes in trial.groups().items():
+        yield trial.of(operator, types, nodes)
 
 
 def reason(error: BaseException) -> str:
@@ -55,18 +72,6 @@ def reason(error: BaseException) -> str:
     lines = (line.strip() for line in str(error).splitlines())
     words = [line for line in lines if line and not line.startswith("-")]
     return words[0].partition(", Please confirm")[0].rstrip(".") if words else type(error).__name__
-
-
-def _missing(use: _Use, sources: Mapping[str, Source]) -> Missing:
-    lines = (str(sources[node.domain]) for node in use.nodes if node.domain in sources)
-    return Missing(
-        operator=use.operator,
-        types=use.types,
-        count=len(use.nodes),
-        reason=use.refusal or "",
-        places=tuple(dict.fromkeys(place_of(node.domain) for node in use.nodes)),
-        where=tuple(dict.fromkeys(lines)),
-    )
 
 
 class _Trial:
@@ -95,7 +100,7 @@ class _Trial:
                 found.setdefault((operator, ", ".join(filter(None, map(self._dtypes, node.input)))), []).append(node)
         return found
 
-    def of(self, operator: str, types: str, nodes: Sequence[Any]) -> _Use:
+    def of(self, operator: str, types: str, nodes: Sequence[Any]) -> Use:
         """Compile the first of some nodes alike."""
         model = self._alone(nodes[0])
         inputs = [_zeros(tensor) for value in model.graph.input for tensor in value.tensor]
@@ -103,7 +108,7 @@ class _Trial:
             path = Path(folder, "operator.mindir")
             path.write_bytes(model.SerializeToString())
             refusal = _refusal(path, inputs)
-        return _Use(operator=operator, types=types, nodes=nodes, refusal=refusal)
+        return Use(operator=operator, types=types, nodes=nodes, refusal=refusal)
 
     def _dtypes(self, key: str) -> str:
         """Of the tensors of an operand."""

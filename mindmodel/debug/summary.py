@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Iterator, Mapping, Optional, Sequence
+from typing import Any, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -123,7 +123,7 @@ class GraphSummary:
             counted, and those that automatic differentiation made.
         tensors: the largest results.
         compile_s: seconds of each phase, where MindSpore tells them.
-        missing: operators without a kernel; None if this was not looked for.
+        missing: operators without a kernel.
     """
 
     recipe: str
@@ -136,7 +136,7 @@ class GraphSummary:
     tensors: tuple[TensorRow, ...]
     casts: tuple[CastGroup, ...]
     compile_s: Mapping[str, float]
-    missing: Optional[tuple[Missing, ...]]
+    missing: tuple[Missing, ...]
 
     @property
     def num_nodes(self) -> int:
@@ -178,15 +178,14 @@ def read_summary(path: Path) -> GraphSummary:
         raise GraphError(f"{path}: is no summary of a graph. `mindmodel debug graph RECIPE --out FOLDER` makes one.")
     try:
         for name, row in ROWS.items():
-            if content[name] is not None:
-                content[name] = tuple(row(**_with_tuples(fields)) for fields in content[name])
-        content["layers"] = _with_tuples(content["layers"])
+            content[name] = tuple(row(**with_tuples(fields)) for fields in content[name] or ())
+        content["layers"] = with_tuples(content["layers"])
         return GraphSummary(**content)
     except (AttributeError, KeyError, TypeError) as error:
         raise GraphError(f"{path}: the summary of a graph in it is damaged: {error}. Save it again.") from error
 
 
-def _with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
+def with_tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
     """JSON knows lists only."""
     return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
 
@@ -198,7 +197,7 @@ def summarize(
     recipe: str,
     device: str,
     compile_s: Mapping[str, float],
-    missing: Optional[Sequence[Missing]],
+    missing: Sequence[Missing],
 ) -> GraphSummary:
     """The summary of a graph.
 
@@ -219,7 +218,7 @@ def summarize(
         tensors=reader.tensors(),
         casts=reader.casts(),
         compile_s=dict(compile_s),
-        missing=None if missing is None else tuple(missing),
+        missing=tuple(missing),
     )
 
 

@@ -38,7 +38,7 @@ PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 def main(folder: Path) -> None:
     """Compile all jobs, several at a time; a line `NAME CODE` on standard output as each ends."""
-    _end_with_parent()
+    end_with_parent()
     import mindspore  # noqa: F401  once, before the forks
 
     jobs, at_once = read_jobs(folder / JOBS_NAME)
@@ -52,7 +52,7 @@ def main(folder: Path) -> None:
         print(running.pop(process), os.waitstatus_to_exitcode(status), flush=True)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Have the kernel end this process when the one that started it is gone, however that came about."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -64,7 +64,7 @@ def _forked(work: Callable[[], None], folder: Path) -> int:
         return process
     code = 1
     try:
-        _end_with_parent()
+        end_with_parent()
         log = os.open(folder / LOG_NAME, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
         os.dup2(log, 1)
         os.dup2(log, 2)

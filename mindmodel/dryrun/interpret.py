@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from dataclasses import dataclass
-from typing import Any, Generator, Mapping, Sequence
+from typing import Any, Container, Generator, Mapping, Optional, Sequence
 
 import numpy as np
 
@@ -50,9 +50,11 @@ class Interpreter:
         graphs: one for each rank.
         parameters: of each rank, its slices by name; copied. Names that its graph does not have are passed over.
         dtype: float64 or float32, of every float in the graphs, whatever they declare.
+        keep: for each rank, keys of values of its graph that are kept.
 
     Attributes:
         parameters: of each rank, by name, as they are now.
+        kept: of each rank, by key.
         log: the collectives executed so far, one entry for each rank that took part.
 
     Raises:
@@ -60,11 +62,17 @@ class Interpreter:
     """
 
     def __init__(
-        self, graphs: Sequence[Graph], parameters: Sequence[Mapping[str, np.ndarray]], dtype: Any = np.float64
+        self,
+        graphs: Sequence[Graph],
+        parameters: Sequence[Mapping[str, np.ndarray]],
+        dtype: Any = np.float64,
+        keep: Optional[Sequence[Container[str]]] = None,
     ):
-        pairs = zip(graphs, parameters, strict=True)
-        self._ranks = [Rank(number, graph, given, np.dtype(dtype)) for number, (graph, given) in enumerate(pairs)]
+        ranks = zip(graphs, parameters, keep or [()] * len(graphs), strict=True)
+        self._ranks = [Rank(number, graph, given, np.dtype(dtype), keys)
+                       for number, (graph, given, keys) in enumerate(ranks)]
         self.parameters = [rank.parameters for rank in self._ranks]
+        self.kept = [rank.kept for rank in self._ranks]
         self.log: list[CollectiveCall] = []
 
     def run(self, inputs: Sequence[Sequence[np.ndarray]]) -> list[Any]:

@@ -213,6 +213,7 @@ _OF_TWO: dict[str, Callable[..., Any]] = {
     "BitwiseAnd": np.bitwise_and,
     "Div": np.true_divide,
     "DivNoNan": divide_no_nan,
+    "Dot": np.dot,
     "Divs": np.true_divide,
     "Equal": np.equal,
     "FloorDiv": np.floor_divide,

@@ -37,6 +37,8 @@ STEP, REST = "step", "rest"
 """The place of what belongs to no Cell, and the part of the model that holds what is in none."""
 PARTS = ("embedding", "norm", "head", "loss")
 """Of a model outside its layers."""
+DEVICES = ("Ascend", "CPU", "Native")
+"""Ends of the classes whose Cells hold a layer's kernels for a device; they are no place of their own."""
 LAYER = re.compile(r"\blayers\.\d+")
 ANY_LAYER = "layers.*"
 DTYPES = {"BFloat16": "bf16", "Float32": "fp32", "Float16": "fp16"}
@@ -328,7 +330,7 @@ def _phase(name: str) -> Optional[str]:
 def place_of(name: str) -> str:
     """The Cell of an operator's scope, named as the parameters are: layers.3.mlp.down."""
     parts = [part.partition("-") for part in name.split("/")[:-1]]
-    cells = [cell for cell, dash, kind in parts if dash and cell != "network" and not kind.endswith("Ascend")]
+    cells = [cell for cell, dash, kind in parts if dash and cell != "network" and not kind.endswith(DEVICES)]
     return ".".join(cells[1:] if len(cells) > 1 and cells[0] == "decoder" else cells) or STEP
 
 

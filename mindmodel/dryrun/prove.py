@@ -122,27 +122,36 @@ def execute_graphs(
     interpreter = Interpreter(graphs, slices)
     losses, norms, moments, log = [], [], [], []
     for step in range(NUM_STEPS):
-        ids, labels = batches.ids[step], batches.labels[step]
-        num_labels = np.float64((labels >= 0).sum())
-        inputs: tuple[np.ndarray, ...] = (ids, labels) if len(graphs) > 1 else (ids, labels, np.asarray(LR))
-        if len(graphs) > 1:
-            for parameters in interpreter.parameters:
-                parameters["num_labels"][...], parameters["lr"][...] = num_labels, LR
-        outputs = interpreter.run([inputs] * len(graphs))
-        losses.append([float(output[0]) for output in outputs])
-        norms.append([float(output[1]) for output in outputs])
+        step_losses, step_norms = one_step(interpreter, batches.ids[step], batches.labels[step], LR)
+        losses.append(step_losses)
+        norms.append(step_norms)
         if step == 0:
-            moments = [_named(rank, MOMENT) for rank in interpreter.parameters]
+            moments = moments_of(interpreter)
             log = list(interpreter.log)
     weights = [{name: array.copy() for name, array in rank.items()} for rank in interpreter.parameters]
     return Execution(losses=losses, norms=norms, moments=moments, weights=weights, log=log)
 
 
-def _named(parameters: Mapping[str, np.ndarray], prefix: str) -> Arrays:
-    """Copies of those with a prefix, without it."""
-    return {
-        name.removeprefix(prefix): array.copy() for name, array in parameters.items() if name.startswith(prefix)
-    }
+def one_step(
+    interpreter: Interpreter, ids: np.ndarray, labels: np.ndarray, lr: float
+) -> tuple[list[float], list[float]]:
+    """Execute a training step on a global batch; gives loss and gradient norm, one for each rank."""
+    inputs: tuple[np.ndarray, ...] = ids, labels
+    if len(interpreter.parameters) == 1:
+        inputs = ids, labels, np.asarray(lr)
+    else:
+        for parameters in interpreter.parameters:
+            parameters["num_labels"][...], parameters["lr"][...] = (labels >= 0).sum(), lr
+    outputs = interpreter.run([inputs] * len(interpreter.parameters))
+    return [float(output[0]) for output in outputs], [float(output[1]) for output in outputs]
+
+
+def moments_of(interpreter: Interpreter) -> list[Arrays]:
+    """Copies of the first moments of each rank, by parameter name."""
+    return [
+        {name.removeprefix(MOMENT): array.copy() for name, array in rank.items() if name.startswith(MOMENT)}
+        for rank in interpreter.parameters
+    ]
 
 
 def axes_by_name(recipe: Recipe, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Axes]:
@@ -169,7 +178,7 @@ def compare(recipe: Recipe, one: Execution, many: Execution, before: Mapping[str
         ("gradient of", one.moments[0], many.moments), ("weight", one.weights[0], many.weights),
     ):
         for name, start in before.items():
-            whole, apart = _joined(name, start.shape, axes[name], mesh, plan.stage_of(name), ranks)
+            whole, apart = joined(name, start.shape, axes[name], mesh, plan.stage_of(name), ranks)
             wanted = single_rank[name]
             scale = np.abs(wanted).max() if kind == "gradient of" else np.abs(wanted - start).max()
             difference = _finite(float(np.abs(whole - wanted).max() / (scale or 1.0)))
@@ -196,23 +205,31 @@ def _finite(difference: float) -> float:
     return difference if np.isfinite(difference) else np.inf
 
 
-def _joined(
+def joined(
     name: str, shape: tuple[int, ...], axes: Axes, mesh: Mesh, stage: int, ranks: Sequence[Mapping[str, np.ndarray]]
 ) -> tuple[np.ndarray, float]:
-    """The whole tensor from the slices of a stage, NaN where none has it; and the largest difference between copies."""
-    whole, seen, apart = np.full(shape, np.nan), np.zeros(shape, np.bool_), 0.0
-    for rank, arrays in enumerate(ranks):
-        if name not in arrays or stage_of(rank, mesh) != stage:
-            continue
-        place = local_slice(shape, axes, mesh, rank)
-        if whole[place].shape != arrays[name].shape:
+    """The whole tensor from the slices of a stage, NaN where none has it; and the largest difference between copies.
+
+    Of copies that differ it has the mean, in which none is hidden.
+
+    Raises:
+        LayoutError: if a rank holds a slice of another shape than by the plan.
+    """
+    total, count = np.zeros(shape), np.zeros(shape)
+    holders = [rank for rank, arrays in enumerate(ranks) if name in arrays and stage_of(rank, mesh) == stage]
+    places = {rank: local_slice(shape, axes, mesh, rank) for rank in holders}
+    for rank, place in places.items():
+        if total[place].shape != ranks[rank][name].shape:
             raise LayoutError(
-                f"{name}: rank {rank} holds {list(arrays[name].shape)}, and by the plan {list(whole[place].shape)}."
+                f"{name}: rank {rank} holds {list(ranks[rank][name].shape)}, and by the plan "
+                f"{list(total[place].shape)}."
             )
-        if seen[place].any():
-            apart = max(apart, _finite(float(np.abs(whole[place] - arrays[name])[seen[place]].max())))
-        whole[place], seen[place] = arrays[name], True
-    return whole, apart
+        total[place] += ranks[rank][name]
+        count[place] += 1
+    with np.errstate(invalid="ignore"):
+        whole = total / count
+    apart = [_finite(float(np.abs(whole[place] - ranks[rank][name]).max())) for rank, place in places.items()]
+    return whole, max(apart, default=0.0)
 
 
 def prove(recipe: Recipe, at_once: int = 2, progress: Optional[Callable[[int, str], None]] = None) -> Proof:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Generator, Mapping, Sequence
+from typing import Any, Container, Generator, Mapping, Sequence
 
 import numpy as np
 
@@ -61,16 +61,26 @@ class Rank:
         number: global rank, for messages.
         parameters: by name; copied.
         dtype: that every float takes.
+        keep: keys of values that are kept.
 
     Attributes:
         parameters: by name, as they are now.
+        kept: by key, as they were when they were last computed.
 
     Raises:
         LayoutError: if a parameter is missing or has another shape or dtype.
     """
 
-    def __init__(self, number: int, graph: Graph, parameters: Mapping[str, np.ndarray], dtype: np.dtype):
-        self.number, self._graph, self._dtype = number, graph, dtype
+    def __init__(
+        self,
+        number: int,
+        graph: Graph,
+        parameters: Mapping[str, np.ndarray],
+        dtype: np.dtype,
+        keep: Container[str] = (),
+    ):
+        self.number, self._graph, self._dtype, self._keep = number, graph, dtype, keep
+        self.kept: dict[str, Any] = {}
         self.parameters: dict[str, np.ndarray] = {}
         self._shared: dict[str, Any] = {name: Closure(function=name) for name in graph.functions}
         self._shared.update((key, self._promoted(constant.value)) for key, constant in graph.constants.items())
@@ -115,6 +125,8 @@ class Rank:
                 closure = values[node.target]
                 called = self._graph.functions[closure.function]
                 values[node.output] = yield from self._call(called, (*closure.bound, *operands))
+            if node.output in self._keep:
+                self.kept[node.output] = _copied(values[node.output])
         outputs = tuple(values[key] for key in function.outputs)
         return outputs[0] if len(outputs) == 1 else outputs
 

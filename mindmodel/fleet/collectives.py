@@ -101,14 +101,15 @@ def _embedding(sizes: RankSizes) -> Iterator[_Call]:
 
 def _layers(sizes: RankSizes) -> Iterator[_Call]:
     """MatMul of attention.out and mlp.down gives a sum over tp; with sequence parallel what goes into MatMul of qkv and
-    gate_up is gathered, and again for the backward pass. Transposed in the backward pass. With a layer are computed
-    again the gathers, which are not kept either way, and all sums but that at its end.
+    gate_up is gathered, and again for the backward pass unless it is kept. Transposed in the backward pass. With a layer
+    are computed again its gathers, which then nobody keeps, and all sums but that at its end.
     """
     dtype, stream = sizes.recipe.train.compute_dtype, sizes.tokens * sizes.recipe.model.hidden_size
     layers, again = sizes.num_layers, sizes.num_repeated
     if sizes.recipe.parallel.sequence_parallel:
         yield _Call("ReduceScatter", ("tp",), dtype, 4 * layers + again, stream)
-        yield _Call("AllGather", ("tp",), dtype, 6 * layers, stream // sizes.mesh.tp)
+        twice = again if sizes.keeps_tokens else layers
+        yield _Call("AllGather", ("tp",), dtype, 4 * layers + 2 * twice, stream // sizes.mesh.tp)
     else:
         yield _Call("AllReduce", ("tp",), dtype, 4 * layers + again, stream)
 
@@ -132,7 +133,7 @@ def _copied_heads(sizes: RankSizes) -> Iterator[_Call]:
 
 
 def _head_and_loss(sizes: RankSizes) -> Iterator[_Call]:
-    """LogitsInSlices: tokens gathered in either pass as those of other columns; for each slice the largest, the sum of
+    """LogitsInSlices: tokens gathered as those of other columns; for each slice the largest, the sum of
     exponentials and the label's logit; two gradients. SumExt of the loss, and of the z-loss, over all tokens:
     transposed where micro-batches add up. A later stage is fed its labels as they are cut by sequence, and the loss
     wants them whole.
@@ -140,7 +141,8 @@ def _head_and_loss(sizes: RankSizes) -> Iterator[_Call]:
     recipe, tokens = sizes.recipe, sizes.tokens
     if recipe.parallel.sequence_parallel:
         stream = tokens * recipe.model.hidden_size
-        yield _Call("AllGather", ("tp",), recipe.train.compute_dtype, 2, stream // sizes.mesh.tp)
+        times = 1 if sizes.keeps_tokens else 2
+        yield _Call("AllGather", ("tp",), recipe.train.compute_dtype, times, stream // sizes.mesh.tp)
         yield _Call("ReduceScatter", ("tp",), recipe.train.compute_dtype, 1, stream)
     yield _Call("AllReduce", ("tp",), "float32", 3 * sizes.loss_slices, tokens // sizes.loss_slices)
     yield _Call("AllReduce", ("tp",), "float32", 2, tokens)

@@ -14,7 +14,7 @@ from mindmodel.recipe.rules import faults_of
 from mindmodel.recipe.schema import ParallelSection, Recipe
 from mindmodel.recipe.text import show
 
-COSTS = {"micro_batches": 1, "sequence_parallel": 1, "shard_optimizer": 2, "tp": 3, "pp": 4, "recompute": 5}
+COSTS = {"micro_batches": 1, "sequence_parallel": 1, "gathered_tokens": 1, "shard_optimizer": 2, "tp": 3, "pp": 4, "recompute": 5}
 """Which keys a layout changes first, where it changes as many: those that cost the least speed."""
 
 
@@ -94,6 +94,7 @@ def _variants(parallel: ParallelSection, sequences: int) -> Iterator[ParallelSec
     choices: dict[str, tuple[Any, ...]] = {
         "micro_batches": tuple(_micro_batches(parallel, sequences)),
         "sequence_parallel": (False,) if parallel.tp == 1 else tuple({parallel.sequence_parallel, True}),
+        "gathered_tokens": tuple(dict.fromkeys((parallel.gathered_tokens, "again"))),
         "shard_optimizer": tuple(levels),
         "recompute": tuple(dict.fromkeys((parallel.recompute, "selective", "full"))),
     }

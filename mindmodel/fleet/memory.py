@@ -75,19 +75,20 @@ def _slices_accumulators(rank: RankSizes) -> bool:
 def _constants(rank: RankSizes) -> int:
     """Masks, cosines and sines, token ids.
 
-    Micro-batches share one graph, of whose layers MindSpore copies the constants: for each pass, one pass more where a
-    layer is computed again. Stages before the last have each constant twice, and copies of masks too.
+    Micro-batches share one graph, and each layer in it has tables of its own, twice where it is computed again; in stages
+    before the last masks too, and tables for queries and for keys.
     """
     recipe = rank.recipe
     table = rank.value_bytes * recipe.data.seq_len // rank.mesh.cp * (recipe.model.head_size or 0)
     ids = 2 * 4 * recipe.padded_sequences * recipe.data.seq_len
     if not rank.accumulates or rank.is_alone:
         return MASK_BYTES + 2 * table + ids
-    passes = 2 * rank.num_layers + rank.num_repeated
+    layers, again = rank.num_layers, rank.num_repeated
     if rank.is_last and recipe.parallel.interleave == 1:
-        masks, tables = 2, 2 * passes + 2
+        passes = 2 if again else 1
+        masks, tables = passes, layers + again + passes
     else:
-        masks, tables = passes, 4 * passes
+        masks, tables = layers + again, 2 * (layers + again)
     zeros = 4 * rank.held[TABLE].own if rank.has_copy and _gathers(rank) else 0
     return masks * MASK_BYTES + tables * table + ids + zeros
 
@@ -136,14 +137,28 @@ def _attention_values(rank: RankSizes) -> int:
 
 
 def _kept_of_layer(rank: RankSizes, recomputed: bool) -> int:
-    """Bytes that a layer keeps of one micro-batch; `selective` drops what comes out of norms and SwiGLU."""
-    model, recompute = rank.recipe.model, rank.recipe.parallel.recompute if recomputed else "none"
-    stream, ffn = rank.stream_tokens * model.hidden_size, rank.tokens * rank.width(model.ffn_size)
+    """Bytes that a layer keeps of one micro-batch."""
+    recompute = rank.recipe.parallel.recompute if recomputed else "none"
     if recompute == "full":
-        return rank.value_bytes * stream
-    statistics = STATISTICS_BYTES * rank.tokens * rank.width(model.num_heads)
-    results = 2 * stream + ffn if recompute == "none" else 0
-    return rank.value_bytes * (2 * stream + 2 * ffn + results + _attention_values(rank)) + statistics
+        return rank.value_bytes * rank.stream_tokens * rank.recipe.model.hidden_size
+    return _in_backward(rank, recompute)
+
+
+def _in_backward(rank: RankSizes, recompute: str) -> int:
+    """Bytes of a layer of one micro-batch when its backward pass begins; `full` has it all again."""
+    statistics = STATISTICS_BYTES * rank.tokens * rank.width(rank.recipe.model.num_heads)
+    streams = 2 * (rank.stream_tokens + _input_tokens(rank, recompute)) * rank.recipe.model.hidden_size
+    ffn = (2 if recompute == "selective" else 3) * _ffn(rank)
+    return rank.value_bytes * (streams + ffn + _attention_values(rank)) + statistics
+
+
+def _input_tokens(rank: RankSizes, recompute: str) -> int:
+    """Tokens of the input of a layer's first product, and of SwiGLU's, when its backward pass begins: as norms give
+    them, or gathered. `selective` drops the former.
+    """
+    if recompute == "full" or rank.keeps_tokens:
+        return rank.tokens
+    return rank.stream_tokens if recompute == "none" else 0
 
 
 def _kept_of_layers(rank: RankSizes) -> int:
@@ -202,12 +217,16 @@ def _cast(rank: RankSizes, held: Held) -> int:
 
 
 def _at_head_backward(rank: RankSizes, state: MemoryEstimate) -> MemoryEstimate:
-    """The gradient of the output layer's weight beside that of the logits."""
+    """The gradient of the output layer's weight beside that of the logits. With micro-batches that of the tokens has
+    been computed and, where they were gathered, scattered.
+    """
     before, head = _at_loss(rank, state), rank.held.get(_head_name(rank))
     if not rank.is_last or head is None:
         return before
     logits = rank.value_bytes * rank.tokens * rank.vocabulary
-    return dataclasses.replace(before, gradients=state.gradients + _added(rank, head), logits=logits)
+    is_scattered = rank.recipe.parallel.sequence_parallel and rank.accumulates and not _slices_accumulators(rank)
+    values = (rank.tokens + rank.stream_tokens) * rank.recipe.model.hidden_size if is_scattered else 0
+    return _with(dataclasses.replace(before, logits=logits), rank, values, _added(rank, head))
 
 
 def _recompute_of_last_layer(rank: RankSizes) -> str:
@@ -224,7 +243,7 @@ def _in_last_layer(rank: RankSizes, state: MemoryEstimate) -> MemoryEstimate:
     """
     before, kept = _at_loss(rank, state), int(rank.in_flight * _kept_of_layers(rank))
     if _recompute_of_last_layer(rank) == "full":
-        kept += _kept_of_layer(rank, False) - _kept_of_layer(rank, True)
+        kept += _in_backward(rank, "full") - _kept_of_layer(rank, True)
     stream = rank.stream_tokens * rank.recipe.model.hidden_size
     kept += rank.value_bytes * stream * (1 if rank.is_last else 3)
     copies = _copies(rank) + (_layer_weights(rank) // rank.num_layers if _again(rank) else 0)
@@ -240,13 +259,18 @@ def _again(rank: RankSizes) -> bool:
 
 
 def _at_last_swiglu(rank: RankSizes, state: MemoryEstimate) -> MemoryEstimate:
-    """Gradients of its result, which is gone, and of both its sides."""
+    """Gradients of its result, which is gone, and of both its sides. In a layer that is recomputed before another stage's
+    the gradient of the weight after it comes first, beside that of its result.
+    """
     before, recompute = _in_last_layer(rank, state), _recompute_of_last_layer(rank)
     more = (3 if recompute == "selective" else 2) * _ffn(rank)
     if not rank.accumulates:
         products = ["mlp.down.weight"] if recompute != "full" else []
         gradients = sum(_summed(rank, rank.held[name]) for name in [_head_name(rank), *products])
         return _with(before, rank, more, gradients)
+    if recompute == "full" and not rank.is_last:
+        values = _ffn(rank) + rank.tokens * rank.recipe.model.hidden_size
+        return _with(before, rank, values, _added(rank, rank.held["mlp.down.weight"]))
     if recompute != "none":
         more += rank.tokens * rank.recipe.model.hidden_size  # the layer's gradient, as its last product takes it
     summed = _summed(rank, rank.held["mlp.down.weight"]) if _slices_accumulators(rank) else 0
@@ -255,21 +279,25 @@ def _at_last_swiglu(rank: RankSizes, state: MemoryEstimate) -> MemoryEstimate:
 
 def _at_last_gate_up(rank: RankSizes, state: MemoryEstimate) -> MemoryEstimate:
     """The product before it, where SwiGLU's result is gone: gradients of its weight and, where tokens are gathered, of
-    its input.
+    its input, which may be there again.
 
     Without micro-batches the gradient of its input is there too, and that of its weight done, for which alone what the
-    norm gave was kept; and the head's sum is in use as long as the backward pass waits for a layer to be recomputed.
+    norm gave was kept; and the head's sum is in use where the backward pass waits for other ranks before a layer is
+    recomputed.
     """
     before, recompute = _in_last_layer(rank, state), _recompute_of_last_layer(rank)
     hidden = rank.recipe.model.hidden_size
     gone = 0 if recompute == "selective" else _ffn(rank)
     if rank.accumulates:
         is_gathered = rank.recipe.parallel.sequence_parallel and not _slices_accumulators(rank)
-        gathered = 2 * rank.tokens * hidden if is_gathered else 0
+        arrays = 0 if not is_gathered else 1 if _input_tokens(rank, recompute) == rank.tokens else 2
+        gathered = arrays * rank.tokens * hidden
         return _with(before, rank, gathered - gone, _added(rank, rank.held["mlp.gate_up.weight"]))
-    head, tokens = rank.held[_head_name(rank)], rank.tokens - (rank.stream_tokens if gone else 0)
-    gradients = _summed(rank, head) if recompute == "full" and not rank.sums_in_compute else 4 * head.own
-    return _with(before, rank, tokens * hidden - gone, gradients + _feed_forward_gradients(rank))
+    head, tokens = rank.held[_head_name(rank)], rank.tokens - _input_tokens(rank, recompute)
+    waits = recompute == "full" and not rank.sums_in_compute and rank.mesh.tp > 1
+    gradients = _waiting(rank) or (_summed(rank, head) if waits else 4 * head.own)
+    summed = _with(before, rank, tokens * hidden - gone, gradients + _feed_forward_gradients(rank))
+    return _cast_or_summed(rank, summed)
 
 
 def _with(before: MemoryEstimate, rank: RankSizes, values: int, gradients: int) -> MemoryEstimate:
@@ -288,6 +316,25 @@ def _feed_forward_gradients(rank: RankSizes) -> int:
     return sum(_summed(rank, rank.held[name]) for name in ("mlp.gate_up.weight", "mlp.down.weight"))
 
 
+def _waiting(rank: RankSizes) -> int:
+    """Bytes of a tied table's gradient from the output layer, until that of its rows is added; 0 where it is not tied."""
+    if not rank.recipe.model.tied_embeddings:
+        return 0
+    return 4 * (rank.held[TABLE].own if rank.sums_in_compute else rank.held[TABLE].whole)
+
+
+def _cast_or_summed(rank: RankSizes, summed: MemoryEstimate) -> MemoryEstimate:
+    """The higher of the moment when the gradient before SwiGLU is summed, and the one before that, when it is cast and
+    its input's is not there yet.
+    """
+    gate_up = rank.held["mlp.gate_up.weight"]
+    if rank.sums_in_compute:
+        return summed
+    values = -rank.tokens * rank.recipe.model.hidden_size
+    cast = _with(summed, rank, values, _cast(rank, gate_up) - _summed(rank, gate_up))
+    return max(summed, cast, key=lambda estimate: estimate.total)
+
+
 def _at_first_layer(rank: RankSizes, state: MemoryEstimate) -> MemoryEstimate:
     """The first layer's product before SwiGLU, without micro-batches: gradients of all other layers are there, ready
     for the optimizer. Where it is recomputed, tokens for attention's first product have been gathered.
@@ -298,22 +345,28 @@ def _at_first_layer(rank: RankSizes, state: MemoryEstimate) -> MemoryEstimate:
     done = rank.num_own - rank.held[TABLE].own - sum(held.own // held.count for held in layers)
     down, hidden = rank.value_bytes * rank.held["mlp.down.weight"].whole, rank.recipe.model.hidden_size
     gathered = rank.tokens * hidden + ((rank.tokens - rank.stream_tokens) * hidden if rank.num_repeated else 0)
-    return dataclasses.replace(
+    summed = dataclasses.replace(
         state,
         weights=state.weights + max(_layer_weights(rank) - down, 0) // rank.num_layers,
-        gradients=4 * done + _feed_forward_gradients(rank),
+        gradients=4 * done + _waiting(rank) + _feed_forward_gradients(rank),
         activations=_kept_of_layer(rank, False) + rank.value_bytes * (gathered - _ffn(rank)),
     )
+    return _cast_or_summed(rank, summed)
 
 
 def _at_embedding(rank: RankSizes, state: MemoryEstimate) -> MemoryEstimate:
-    """Without micro-batches, the table's gradient, beside all others; that of a tied one is the sum of two."""
+    """Without micro-batches, the table's gradient, beside all others; that of a tied one is the sum of two. Of the first
+    layer what is summed in the compute dtype is still in use, where no collective of tp has been waited for.
+    """
     if rank.accumulates:
         return state
     table, others = rank.held[TABLE], rank.num_own - rank.held[TABLE].own
     computed = max(_cast(rank, table) if rank.has_own_embedding else 4 * table.whole, _summed(rank, table))
     if rank.recipe.model.tied_embeddings:
         computed = computed + 4 * table.own if rank.sums_in_compute else 3 * 4 * table.whole
+    if rank.sums_in_compute and rank.mesh.tp == 1:
+        products = [rank.held[name] for name in PRODUCTS]
+        computed += sum(rank.value_bytes * held.whole - 2 * held.own for held in products) // rank.num_layers
     return dataclasses.replace(state, gradients=4 * others + computed)
 
 

@@ -129,6 +129,11 @@ class RankSizes:
         return self.tokens // self.mesh.tp if self.recipe.parallel.sequence_parallel else self.tokens
 
     @property
+    def keeps_tokens(self) -> bool:
+        """Whether those that are gathered over tp stay for the backward pass."""
+        return self.recipe.parallel.gathered_tokens == "kept"
+
+    @property
     def loss_slices(self) -> int:
         """In which tokens have their logits in float32, one after the other."""
         return math.gcd(self.tokens, most_logit_slices(self.recipe.parallel))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Iterator, Optional, Sequence, Union
 
+import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
@@ -79,7 +80,12 @@ class Generator:
         self._vocab_size, self._num_sequences = vocab_size, num_sequences
 
     def compile(self, prompt: Sequence[int]) -> None:
-        """Compile the graphs for prompts of this length, so that the first token does not seem slow."""
+        """Compile the graphs for prompts of this length, so that the first token does not seem slow.
+
+        In PyNative mode there is nothing to compile.
+        """
+        if ms.get_context("mode") != ms.GRAPH_MODE:
+            return
         num_new = self._padded(len(prompt))
         for graph, shapes in (
             (self._prompt_graph, ((self._num_sequences, num_new), num_new, self._num_sequences)),

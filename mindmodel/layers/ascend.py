@@ -11,7 +11,7 @@ import numpy as np
 from mindspore import Tensor
 from mindspore import dtype as mstype
 from mindspore import mint, nn, ops
-from mindspore.ops.auto_generate import RmsNorm, RotaryPositionEmbedding, SplitWithSize, SumExt, Swiglu
+from mindspore.ops.auto_generate import Dot, RmsNorm, RotaryPositionEmbedding, SplitWithSize, SumExt, Swiglu
 from mindspore.ops.operations.nn_ops import FlashAttentionScore
 
 from mindmodel.layers.kernels import Kernels
@@ -106,12 +106,14 @@ class CausalAttentionAscend(nn.Cell):
         k = k.reshape((-1, seq_len, num_kv_heads, size))
         if q_norm is not None:
             q, k = q_norm(q), k_norm(k)
-        cos, sin = ops.cast(self.cos, x.dtype), ops.cast(self.sin, x.dtype)
+        # What waits for an input is no constant: those MindSpore copies for every use where micro-batches share a graph.
+        cos, sin = ops.depend(ops.cast(self.cos, x.dtype), x), ops.depend(ops.cast(self.sin, x.dtype), x)
+        mask = ops.depend(self.mask, x)
         q, k = self.q_rope(q, cos, sin, 0), self.k_rope(k, cos, sin, 0)
         q = q.reshape((-1, seq_len, self.num_heads * size))
         k = k.reshape((-1, seq_len, num_kv_heads * size))
         v = v.reshape((-1, seq_len, num_kv_heads * size))
-        attended = self.flash_attention(q, k, v, None, None, None, self.mask, None, None, None)[3]
+        attended = self.flash_attention(q, k, v, None, None, None, mask, None, None, None)[3]
         return attended.reshape((-1, self.num_heads * size))
 
 
@@ -163,12 +165,17 @@ class HeadLossAscend(nn.Cell):
 
 
 class SquareSumAscend(nn.Cell):
-    """Sum of all squares. Inputs: tuple of float32 tensors. Outputs: scalar."""
+    """Sum of all squares, by one kernel a tensor. Inputs: tuple of float32 tensors. Outputs: scalar."""
+
+    def __init__(self):
+        super().__init__()
+        self.dot = Dot()
 
     def construct(self, tensors):
         total = Tensor(0.0, mstype.float32)
         for tensor in tensors:
-            total = total + mint.sum(mint.square(tensor))
+            flat = tensor.reshape((-1,))
+            total = total + self.dot(flat, flat)
         return total
 
 

@@ -7,11 +7,15 @@ from dataclasses import dataclass
 from typing import Optional
 
 from mindmodel.machine import cpp_compiler, usable_cores
+from mindmodel.recipe.schema import RuntimeSection
 
 # GLOG_v=3: MindSpore's errors, without its warnings. PASSIVE: threads of fused kernels that wait must not spin on a
 # core that MatMul's own threads need. TensorBoard's and MindSpore's protobuf files agree only in the Python version.
 DEFAULTS = {"GLOG_v": "3", "OMP_WAIT_POLICY": "PASSIVE", "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "python"}
 
+
+# what MindSpore sets with set_deterministic, and its fast AllReduce within a node; HCCL takes "strict" too
+DETERMINISTIC = {"HCCL_DETERMINISTIC": "true", "LCCL_DETERMINISTIC": "1", "TE_PARALLEL_COMPILER": "1"}
 
 WORKERS_HERE = "MINDMODEL_WORKERS_HERE"
 """Set by `mindmodel launch`: the workers of this node."""
@@ -24,14 +28,21 @@ need, would be in its way.
 """
 
 
-def prepare_environment(threads: Optional[int] = None, cpu_kernels: str = "auto") -> None:
+def prepare_for(runtime: RuntimeSection) -> None:
+    """prepare_environment as a recipe wants it."""
+    prepare_environment(runtime.threads, runtime.cpu_kernels, runtime.deterministic)
+
+
+def prepare_environment(
+    threads: Optional[int] = None, cpu_kernels: str = "auto", deterministic: bool = False
+) -> None:
     """Set what MindSpore reads when it is loaded; what the user has set stays, except a thread count asked for.
 
     Args:
         threads: CPU threads; None is every core this process may use, shared out evenly under msrun.
-        cpu_kernels: the recipe's.
+        cpu_kernels, deterministic: the recipe's.
     """
-    for name, value in DEFAULTS.items():
+    for name, value in {**DEFAULTS, **(DETERMINISTIC if deterministic else {})}.items():
         os.environ.setdefault(name, value)
     if cpu_kernels != "graph" and cpp_compiler() is not None:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)

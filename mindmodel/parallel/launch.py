@@ -20,6 +20,7 @@ from mindmodel import machine
 from mindmodel.errors import LaunchError, LayoutError
 from mindmodel.parallel.environment import WORKERS_HERE
 from mindmodel.parallel.heartbeat import HEARTBEATS, heartbeat_file
+from mindmodel.parallel.mesh import mesh_of
 from mindmodel.parallel.nodes import Nodes
 from mindmodel.recipe.layout_rules import known, multiples_near
 from mindmodel.recipe.rules import resolve_degrees
@@ -104,6 +105,7 @@ def plan_launch(
     devices = _devices(device_ids, ascend)
     workers = _num_workers(recipe, nodes, ascend, devices)
     resolved = resolve_degrees(recipe, workers)
+    refuse_layout_without_graph(resolved)
     here = workers // nodes.count
     _check_devices(devices, here, ascend)
     nodes = _meeting_place(nodes)
@@ -151,6 +153,20 @@ def _num_workers(recipe: Recipe, nodes: Nodes, ascend: bool, devices: Optional[t
             f"{multiples_near(workers, nodes.count)} workers: change parallel.dp, or --nodes."
         )
     return workers
+
+
+def refuse_layout_without_graph(recipe: Recipe) -> None:
+    """An Ascend device's layout is one of the compiled graph. On CPU every rank holds the whole model.
+
+    Raises:
+        LayoutError: if there is a layout and no graph. All degrees must be known.
+    """
+    num_devices = mesh_of(recipe.parallel).num_devices
+    if recipe.runtime.mode == "pynative" and num_devices > 1 and machine.runs_on_ascend(recipe.runtime.device):
+        raise LayoutError(
+            f"recipe '{recipe.name}', runtime.mode: 'pynative' on {num_devices} Ascend devices: MindSpore lays out "
+            "compiled graphs only. Use graph; `--single` for one device; or runtime.device=cpu with dp alone."
+        )
 
 
 def refuse_cut_weights(recipe: Recipe) -> None:

@@ -73,7 +73,9 @@ class LogitsInSlices(LocalLayer):
 
     def __init__(self, replaced: nn.Cell, here: Here):
         super().__init__()
-        self.scatters, self.shared = here.parallel.sequence_parallel, here.mesh.tp > 1
+        keeps_tokens = here.parallel.gathered_tokens == "kept"
+        self.tokens = TokensOverTp(here) if keeps_tokens else None
+        self.scatters, self.shared = here.parallel.sequence_parallel and not keeps_tokens, here.mesh.tp > 1
         self.again, self.weight = here.parallel.recompute != "none", weight_layer(here)
         self.most_slices = most_logit_slices(here.parallel)
         self.size = replaced.vocab_size // here.mesh.tp
@@ -171,6 +173,8 @@ class LogitsInSlices(LocalLayer):
         return of_hidden, self.of_weight(gradient, hidden), ops.zeros_like(labels)
 
     def construct(self, hidden, weight, labels):
+        if self.tokens is not None:
+            hidden = self.tokens(hidden)
         outputs = self.rows(hidden, self.weight(weight), labels)
         return outputs[0], outputs[1]
 
@@ -192,6 +196,19 @@ class TokensOverTp(LocalLayer):
 
     def construct(self, x):
         return self.tokens(x)
+
+
+class NormApart(nn.Cell):
+    """As ResidualNormAscend, but not fused with the addition before it: where weights are gathered again for the backward
+    pass, a norm that is computed again would have that addition wait for a gradient, which waits for it.
+    """
+
+    def __init__(self, replaced: nn.Cell, here: Here):
+        super().__init__()
+        self.rms_norm = replaced.rms_norm
+
+    def construct(self, x, weight):
+        return x, self.rms_norm(ops.depend(x, weight), ops.cast(weight, x.dtype))[0]
 
 
 class WeightInDtype(LocalLayer):
@@ -306,6 +323,7 @@ class EmbeddingOverRanks(LocalLayer):
 LAYERS: dict[str, Callable[[nn.Cell, Here], nn.Cell]] = {
     "embedding": EmbeddingOverRanks,
     "logits": LogitsInSlices,
+    "norm apart": NormApart,
     "linear": partial(LinearOverRanks, tokens=False),
     "linear of tokens": partial(LinearOverRanks, tokens=True),
 }

@@ -1,12 +1,13 @@
-"""MindSpore's state for this process: device, graph mode, fusion, threads. The only file that sets its context."""
+"""MindSpore's state for this process: device, mode, fusion, threads. The only file that sets its context."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Optional
+from typing import Iterator, Optional
 
 import mindspore as ms
 import numpy as np
@@ -35,6 +36,7 @@ class Runtime:
 
     Attributes:
         device: CPU or Ascend.
+        mode: the recipe's runtime.mode.
         threads: CPU threads.
         native_kernels: whether layers take the C++ kernels (CPU).
         graph_kernels: whether elementwise operators are fused (CPU; needs the package decorator).
@@ -43,6 +45,7 @@ class Runtime:
     """
 
     device: str
+    mode: str
     threads: int
     native_kernels: bool
     graph_kernels: bool
@@ -51,14 +54,31 @@ class Runtime:
 
     @property
     def kernels(self) -> str:
-        """In words."""
-        if self.native_kernels:
-            return "native kernels"
-        return "fused graph kernels" if self.graph_kernels else "graph kernels not fused"
+        """In words, and how they are run."""
+        name = "native kernels" if self.native_kernels else "fused graph kernels"
+        if not self.native_kernels and not self.graph_kernels:
+            name = "graph kernels not fused"
+        return name if self.mode == "graph" else f"{name}, one by one from Python"
+
+    @contextmanager
+    def compiling(self, what: str, terminal: Terminal, kept: bool = False) -> Iterator[None]:
+        """A block that compiles graphs, which the terminal shows.
+
+        In PyNative mode it is an ordinary block: the terminal belongs to what runs in it, which may be a debugger.
+
+        Args:
+            what: as `the training graph`.
+            kept: as GraphCache.compiling's.
+        """
+        if self.mode != "graph":
+            yield
+            return
+        with terminal.working(f"compiling {what}"), self.cache.compiling(kept):
+            yield
 
 
 def start_runtime(recipe: Recipe, purpose: str, terminal: Optional[Terminal] = None) -> Runtime:
-    """Set MindSpore up for graph mode on the recipe's device.
+    """Set MindSpore up for the recipe's mode and device.
 
     Args:
         recipe: with `model.vocab_size` filled in.
@@ -69,8 +89,13 @@ def start_runtime(recipe: Recipe, purpose: str, terminal: Optional[Terminal] = N
         LayoutError: if the device is not there, or native kernels are asked for and cannot be had.
     """
     runtime, cache, here = recipe.runtime, GraphCache(), place()
-    ms.set_context(mode=ms.GRAPH_MODE)
+    in_graphs = runtime.mode == "graph"
+    ms.set_context(mode=ms.GRAPH_MODE if in_graphs else ms.PYNATIVE_MODE)
     device = _set_device(runtime.device, purpose)
+    if runtime.deterministic:
+        ms.set_deterministic(True)  # before the ranks meet, or their sums are left out
+    if not in_graphs:
+        ms.runtime.launch_blocking()  # else an operator's failure is raised lines after the one that called it
     if device == "Ascend":
         ms.set_context(jit_config={"jit_level": "O0"})  # as dry runs compile: kernel by kernel
     if here.num_ranks > 1:
@@ -79,17 +104,16 @@ def start_runtime(recipe: Recipe, purpose: str, terminal: Optional[Terminal] = N
     threads = num_threads()
     native_kernels = device == "CPU" and _use_native_kernels(runtime.cpu_kernels, threads, terminal or Terminal())
     # fused kernels know no bfloat16; between native kernels little is left to fuse, and compiling takes a third
-    can_fuse = device == "CPU" and not native_kernels and recipe.train.compute_dtype == "float32"
+    can_fuse = in_graphs and device == "CPU" and not native_kernels and recipe.train.compute_dtype == "float32"
     graph_kernels = can_fuse and importlib.util.find_spec("decorator") is not None
     ms.set_context(enable_graph_kernel=graph_kernels)
     if device == "CPU":
         ms.set_context(runtime_num_threads=threads)
-    if runtime.deterministic:
-        ms.set_deterministic(True)
-    if runtime.compile_cache:
+    if in_graphs and runtime.compile_cache:
         cache.keep_graph(graph_key(recipe, f"{purpose} {device} {graph_kernels}", library.in_use()))
     return Runtime(
         device=device,
+        mode=runtime.mode,
         threads=threads,
         native_kernels=native_kernels,
         graph_kernels=graph_kernels,

@@ -75,6 +75,13 @@ def sequence_parallel_has_tp(recipe: Recipe) -> Iterator[Fault]:
         yield Fault("parallel.sequence_parallel", text)
 
 
+def kept_tokens_are_gathered(recipe: Recipe) -> Iterator[Fault]:
+    parallel = recipe.parallel
+    if parallel.gathered_tokens == "kept" and not parallel.sequence_parallel:
+        text = "'kept' is about tokens that sequence_parallel gathers, and it is false. Use again, or sequence_parallel=true."
+        yield Fault("parallel.gathered_tokens", text)
+
+
 def sequence_parallel_divides_the_tokens(recipe: Recipe) -> Iterator[Fault]:
     sequences, tp, cp = sequences_at_once(recipe), known(recipe.parallel.tp), known(recipe.parallel.cp)
     if not recipe.parallel.sequence_parallel or sequences is None:
@@ -207,6 +214,7 @@ LAYOUT_RULES = (
     every_rank_has_a_sequence,
     tp_divides_the_model,
     sequence_parallel_has_tp,
+    kept_tokens_are_gathered,
     sequence_parallel_divides_the_tokens,
     cp_divides_the_sequence,
     cp_cuts_one_sequence_at_a_time,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Iterable, Mapping, Sequence, Union, cast
 
 from mindmodel.errors import RecipeError
+from mindmodel.recipe.dump import recipe_to_dict
 from mindmodel.recipe.rules import faults_of, with_defaults
 from mindmodel.recipe.schema import SECTIONS, Recipe
 from mindmodel.recipe.shrink import shrink as shrunk
@@ -177,6 +178,27 @@ def load_run_recipe(path: PathLike) -> Recipe:
     draft = _Draft(path)
     draft.add_file()
     return draft.recipe()
+
+
+def with_overrides(recipe: Recipe, overrides: Sequence[str], where: PathLike) -> Recipe:
+    """A resolved recipe with key=value pairs put on top.
+
+    Args:
+        overrides: as load_recipe's.
+        where: the file that the recipe was read from.
+
+    Raises:
+        RecipeError: as load_recipe.
+    """
+    draft = _Draft(where)
+    plain = recipe_to_dict(recipe)
+    draft.name = plain.pop("name")
+    draft.add_mapping(plain, draft.path)
+    for override in overrides:
+        draft.add_override(override)
+    changed = draft.recipe()
+    draft.check(changed)
+    return changed
 
 
 def recipe_from_dict(values: Mapping[str, Any], where: PathLike) -> Recipe:

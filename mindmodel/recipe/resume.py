@@ -21,12 +21,23 @@ MUST_MATCH = (
 NOT_REPORTED = ("runtime.output", "train.stop_at", "train.max_hours")
 """Keys of one process rather than of the run."""
 
+NOT_IN_THE_NUMBERS = (
+    "checkpoint.", "log.", "train.eval_every", "runtime.output", "runtime.compile_cache", "runtime.devices_per_node",
+    *NOT_REPORTED,
+)
+"""Sections and keys that change no number of a step; every other one is taken to."""
+
 Change = tuple[str, Any, Any]
 
 
 def must_match(key: str) -> bool:
     """Whether a dotted key must be the same when a run is continued."""
     return key in MUST_MATCH or key.startswith("model.")
+
+
+def changes_numbers(key: str) -> bool:
+    """Whether a dotted key can change the numbers of a step."""
+    return not key.startswith(NOT_IN_THE_NUMBERS)
 
 
 def resume_conflicts(old: Recipe, new: Recipe) -> list[Change]:

@@ -90,6 +90,9 @@ class ParallelSection:
     cp: Union[int, Literal["auto"]] = key("context parallel degree", 1, minimum=1)
     micro_batches: int = key("parts of a rank's sequences; gradients are summed over them", 1, minimum=1)
     sequence_parallel: bool = key("norms and residuals split over the tp ranks", False)
+    gathered_tokens: Literal["again", "kept"] = key(
+        "what sequence_parallel gathers for products, in the backward pass; kept: more memory, fewer bytes sent", "again"
+    )
     shard_optimizer: Literal["none", "states", "gradients", "parameters"] = key(
         "what is split over the dp ranks", "none"
     )
@@ -163,6 +166,10 @@ class RuntimeSection:
     threads: Optional[int] = key("CPU threads; default all cores this process may use", None, minimum=1)
     cpu_kernels: Literal["auto", "graph", "native"] = key(
         "graph: MindSpore's operators; native: C++, built at first use; auto: native where it can be built", "auto"
+    )
+    mode: Literal["graph", "pynative"] = key(
+        "graph: a step is one compiled graph; pynative: Python runs its operators one by one, slowly: for breakpoints",
+        "graph",
     )
     compile_cache: bool = key("keep compiled graphs, so that the next start of the same recipe is quicker", True)
     deterministic: bool = key("only kernels that give the same bits every time", False)

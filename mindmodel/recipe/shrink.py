@@ -55,6 +55,7 @@ def single(recipe: Recipe, keep: AbstractSet[str] = frozenset()) -> tuple[Recipe
         "parallel.stages": None,
         "parallel.interleave": 1,
         "parallel.sequence_parallel": False,
+        "parallel.gathered_tokens": "again",
         "parallel.shard_optimizer": "none",
         "parallel.reduce_dtype": "float32",
     }

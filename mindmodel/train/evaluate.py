@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Iterable, Optional
 
+import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 
@@ -29,7 +30,9 @@ class Evaluation:
 
 
 def compile_evaluation(network: nn.Cell, num_sequences: int, seq_len: int) -> None:
-    """Compile for batches of this shape, so that the first one does not seem slow."""
+    """Compile for batches of this shape, so that the first one does not seem slow; in PyNative mode, nothing."""
+    if ms.get_context("mode") != ms.GRAPH_MODE:
+        return
     shape = Tensor(np.zeros((num_sequences, seq_len), np.int32))
     network.compile(shape, shape)
 

@@ -1,77 +1,42 @@
-"""The training loop: one compiled step after another, with evaluation, checkpoints and an orderly end."""
+"""The training loop: one step after another, with evaluation, checkpoints and an orderly end."""
 
 from __future__ import annotations
 
 import math
 import time
-from contextlib import contextmanager, nullcontext
-from typing import Iterator, Optional, Union
+from typing import Optional, Union
 
 from mindmodel.data.loader import heldout_batches
-from mindmodel.errors import TrainingError
-from mindmodel.parallel.heartbeat import heartbeat_of_this_process
 from mindmodel.parallel.runtime import Runtime, peak_flops
 from mindmodel.recipe.estimate import FLOP_FORMULA, estimate
 from mindmodel.terminal import Terminal, duration
-from mindmodel.train.build import Built, build, build_without_numbers, is_partitioned
 from mindmodel.train.evaluate import Evaluation, compile_evaluation, evaluate, no_evaluation
 from mindmodel.train.init_from import keep_origin
 from mindmodel.train.metrics import Metrics, NoMetrics, Utilisation
 from mindmodel.train.run import OpenedRun
 from mindmodel.train.saving import Saving
-from mindmodel.train.schedule import learning_rate
-from mindmodel.train.slow_ranks import SlowRanks
-from mindmodel.train.state import fresh_weights, hold
+from mindmodel.train.stepping import Stepping
 from mindmodel.train.stopping import GO_ON, Stopper, agreed
 
 
-class Training:
-    """A run in memory: network, optimizer and step graph, at the step of its checkpoint."""
+class Training(Stepping):
+    """A run in memory that trains: its steps, and what is written of them."""
 
     def __init__(self, opened: OpenedRun, runtime: Runtime, terminal: Terminal) -> None:
-        self.opened, self.runtime, self.terminal = opened, runtime, terminal
-        recipe = self.recipe = opened.recipe
-        self.step = self.first_step = opened.position.step
+        super().__init__(opened, runtime, terminal)
+        recipe = self.recipe
+        if opened.initial is not None:
+            keep_origin(opened.initial, opened.folder)
         self.evaluation: Optional[Evaluation] = None
-        self.heartbeat = heartbeat_of_this_process()
-        self.ranks = runtime.ranks
-        self._is_compiled = False
-        self.built = self._build()
-        self.decoder, self.optimizer = self.built.decoder, self.built.optimizer
         self.eval_network = self.built.forward_pass(recipe)
-        self._fill()
         self.saving = Saving(self)
         peak, peak_name = peak_flops(runtime)
-        self.slow_ranks = SlowRanks(runtime)
         self.utilisation = Utilisation(
             flop_per_token=estimate(recipe, recipe.model.vocab_size).flop_per_token,
             formula=FLOP_FORMULA,
             peak_flops=float(self.ranks.gather(peak).sum()),
             peak_name=peak_name,
         )
-
-    def _build(self) -> Built:
-        """A partitioned step is compiled before it has a weight: no rank ever holds more than its slices."""
-        if not is_partitioned(self.recipe.parallel):
-            return build(self.recipe, self.ranks.rank)
-        built = build_without_numbers(self.recipe, self.ranks.rank)
-        self.heartbeat.beat("compiling", self.step)
-        with self._compiling():
-            built.whole.compile(*built.example(self.recipe))
-        return built
-
-    def _fill(self) -> None:
-        """This rank's weights and optimizer state: the checkpoint's, those of train.init_from, or fresh ones."""
-        checkpoint, initial = self.opened.position.checkpoint, self.opened.initial
-        recipe, rank = self.recipe, self.ranks.rank
-        if checkpoint is not None:
-            hold(self.built, recipe, rank, checkpoint.weights(), checkpoint.optimizer(), str(checkpoint.path))
-            checkpoint.release()
-        elif initial is not None:
-            hold(self.built, recipe, rank, initial.weights, where=str(recipe.train.init_from))
-            keep_origin(initial, self.opened.folder)
-        else:
-            hold(self.built, recipe, rank, fresh_weights(recipe))
 
     def run(self, stopper: Stopper, metrics: Union[Metrics, NoMetrics]) -> int:
         """Train to the last step, or until the stopper of one of the ranks says no. The state is saved either way.
@@ -118,39 +83,6 @@ class Training:
                 self.terminal.say(f"step {self.step}: {line}")
         return agreed(codes[:, 0])
 
-    def one_step(self) -> tuple[float, float, float]:
-        """The next optimizer step: its loss, gradient norm before clipping and learning rate."""
-        recipe, step = self.recipe, self.step + 1
-        lr = learning_rate(recipe.optim, recipe.train.steps, step)
-        count = recipe.sequences_per_step
-        self.heartbeat.beat("data", step)
-        with self.slow_ranks.reading():
-            batch = self.opened.batches.batch(self.step * count, count, self.built.share, self.built.rows)
-        self.heartbeat.beat("step" if self._is_compiled else "compiling", step)
-        with nullcontext() if self._is_compiled else self._compiling():
-            outputs = [output.asnumpy() for output in self.built.run(batch, lr)]
-        loss, norm, applied = float(outputs[0]), float(outputs[1]), bool(outputs[2])
-        if not applied:
-            self._not_finite(step, loss, norm)
-        self.step = step
-        return loss, norm, lr
-
-    @contextmanager
-    def _compiling(self) -> Iterator[None]:
-        kept = not is_partitioned(self.recipe.parallel)  # is a kept graph cut as a new one? No chip has said so
-        with self.terminal.working("compiling the training graph"), self.runtime.cache.compiling(kept):
-            yield
-        self._is_compiled = True
-
-    def _not_finite(self, step: int, loss: float, norm: float) -> None:
-        found = f"step {step}: loss {loss}, gradient norm {norm}: not finite"
-        if self.recipe.train.check_finite == "stop":
-            raise TrainingError(
-                f"{found}. The weights were not touched. Use a smaller optim.peak_lr, or train.check_finite=skip to "
-                "pass over such steps."
-            )
-        self.terminal.say(f"{found}; the weights stay as they were.")
-
     def _show(self, loss: float, window: "Window") -> None:
         left = (self.recipe.train.steps - self.step) * window.step_s
         details = f"loss {loss:.3f}  {window.tokens_s:,.0f} tokens/s  {duration(left)} left"
@@ -164,7 +96,7 @@ class Training:
         count, seq_len = self.built.rows // recipe.parallel.micro_batches, recipe.data.seq_len
         self.heartbeat.beat("compiling" if self.evaluation is None else "evaluating", self.step)
         if self.evaluation is None:
-            with self.terminal.working("compiling the evaluation graph"), self.runtime.cache.compiling():
+            with self.runtime.compiling("the evaluation graph", self.terminal):
                 compile_evaluation(self.eval_network, count, seq_len)
         self.terminal.status(f"{self.step}/{recipe.train.steps} evaluating on held-out documents")
         self.heartbeat.beat("evaluating", self.step)

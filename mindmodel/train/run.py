@@ -18,12 +18,12 @@ from mindmodel.checkpoint.index import INDEX_NAME
 from mindmodel.checkpoint.load import Checkpoint, list_checkpoints, newest_checkpoint, open_checkpoint
 from mindmodel.checkpoint.run_folder import RunFolder
 from mindmodel.data.loader import TrainBatches
-from mindmodel.data.prepare import Corpus, prepare
+from mindmodel.data.prepare import Corpus, prepare, reopen
 from mindmodel.errors import CheckpointError, LaunchError, LayoutError, RecipeError
 from mindmodel.fleet.chips import DEFAULT_CHIP, find_chip
 from mindmodel.fleet.memory import estimate_memory
 from mindmodel.machine import memory, runs_on_ascend
-from mindmodel.parallel.launch import refuse_cut_weights
+from mindmodel.parallel.launch import refuse_cut_weights, refuse_layout_without_graph
 from mindmodel.parallel.mesh import mesh_of
 from mindmodel.recipe.dump import describe, recipe_to_dict
 from mindmodel.recipe.estimate import estimate
@@ -86,6 +86,7 @@ def for_this_machine(recipe: Recipe, num_ranks: int = 1) -> Recipe:
         works = f"`mindmodel launch {recipe.name}.yaml` starts as many processes as it needs; `--single` runs it on one"
         raise LayoutError(f"{error} {works} device, `--single --shrink` with small sizes.") from error
     refuse_cut_weights(recipe)
+    refuse_layout_without_graph(recipe)
     return recipe
 
 
@@ -206,9 +207,23 @@ def open_run(recipe: Recipe, folder: RunFolder, position: Position, terminal: Te
         RecipeError: if the vocabulary is smaller than the tokenizer's, or the model larger than this machine.
     """
     read_metrics(folder.metrics_file)
-    if recipe.model.vocab_size is not None:
-        _refuse_too_large(recipe)
-    corpus = prepare(recipe.data, folder.path, terminal.status)
+    _refuse_too_large(recipe)
+    return _opened(recipe, folder, position, prepare(recipe.data, folder.path, terminal.status))
+
+
+def reopen_run(recipe: Recipe, folder: RunFolder, step: int, terminal: Terminal) -> OpenedRun:
+    """A run at its newest whole checkpoint at or before a step, or at its beginning. Nothing is locked or written.
+
+    Raises:
+        as open_run; DataError too if the corpus is gone.
+    """
+    _refuse_too_large(recipe)
+    corpus = reopen(recipe.data, folder.path, terminal.status)
+    checkpoint = newest_checkpoint(folder.checkpoints, terminal.say, last=step)
+    return _opened(recipe, folder, Position(checkpoint=checkpoint, changes=()), corpus)
+
+
+def _opened(recipe: Recipe, folder: RunFolder, position: Position, corpus: Corpus) -> OpenedRun:
     recipe = _with_vocab_size(recipe, corpus.tokenizer.vocab_size)
     _refuse_too_large(recipe)
     fresh = position.checkpoint is None and recipe.train.init_from is not None
@@ -261,7 +276,10 @@ def _with_vocab_size(recipe: Recipe, tokenizer_size: int) -> Recipe:
 
 
 def _refuse_too_large(recipe: Recipe) -> None:
-    """On Ascend a rank must fit into a chip; on CPU what is held, activations not counted, into main memory."""
+    """On Ascend a rank must fit into a chip; on CPU what is held, activations not counted, into main memory; as soon as
+    the sizes are known."""
+    if recipe.model.vocab_size is None:
+        return
     if runs_on_ascend(recipe.runtime.device):
         _refuse_too_large_for_chip(recipe)
         return

@@ -89,7 +89,10 @@ class TrainStep(nn.Cell):
             apply = ops.logical_and(ops.isfinite(norm), ops.isfinite(loss))
         return ops.depend(loss, self.optimizer(grads, scale, apply, lr)), norm, apply
 
+    def count(self, labels):
+        """Labels that count, at least 1."""
+        return ops.maximum(ops.cast(labels >= 0, mstype.float32).sum(), 1.0)
+
     def construct(self, ids, labels, lr):
         entropy, grads = self.accumulate(ids, labels)
-        num_labels = ops.maximum(ops.cast(labels >= 0, mstype.float32).sum(), 1.0)
-        return self.update(entropy, grads, num_labels, lr)
+        return self.update(entropy, grads, self.count(labels), lr)

@@ -70,7 +70,7 @@ def compiler(monkeypatch):
 
     def for_ascend(recipe, rank):
         seen.update(recipe=recipe, rank=rank)
-        return Step(missing=None)
+        return Step(device="ascend")
 
     monkeypatch.setattr(graph, "_on_cpu", on_cpu)
     monkeypatch.setattr(graph, "compile_for_ascend", for_ascend)
@@ -151,7 +151,7 @@ def test_a_rank_of_many_is_compiled_for_a_simulated_device(path, compiler, capsy
     arguments = ["debug", "graph", path, "parallel.tp=2", "--device", "ascend", "--devices", "4", "--rank", "3"]
     assert main(arguments) == 0
     assert compiler["rank"] == 3 and compiler["recipe"].parallel.dp == 2
-    assert "kernels     not looked for" in capsys.readouterr().out
+    assert "kernels     all operators have one, as far as MindSpore knows; what CANN" in capsys.readouterr().out
 
 
 def test_a_rank_that_is_none_is_refused(path, compiler, capsys):
@@ -182,4 +182,19 @@ def test_every_command_of_the_page_about_debugging_can_be_typed():
     assert len(commands) >= 4
     for command in commands:
         name, verb, *arguments = shlex.split(command)
-        assert name == "mindmodel" and (ROOT / parse_arguments(verb, arguments).recipe).is_file()
+        parse_arguments(verb, arguments)
+        recipes = [argument.partition(":")[0] for argument in arguments if argument.startswith("recipes/")]
+        assert name == "mindmodel" and all((ROOT / recipe).is_file() for recipe in recipes)
+
+
+@pytest.mark.long
+def test_a_cluster_s_recipe_is_compiled_for_a_simulated_device_and_its_kernels_are_asked_for(command, standin):
+    arguments = str(ROOT / "recipes" / "llama" / "8b.yaml"), "--single", "--shrink", "model.num_layers=2"
+    done = command("debug", "graph", *arguments, "--device", "ascend", "--json", "--out", "saved")
+    assert done.returncode == 0, done.stderr
+    printed = json.loads(done.stdout)
+    assert printed["missing"] == [] and printed["device"] == "ascend" and printed["compile_s"]["total"] > 0
+    assert {"FlashAttentionScore", "RmsNorm", "Swiglu", "RotaryPositionEmbedding"} <= set(printed["kinds"])
+    names = ["graph.json", "1_parsed.ir", "2_optimized.ir"]
+    assert sorted(printed["files"]) == sorted(f"saved/{name}" for name in names)
+    assert "mindmodel/layers/ascend.py" in (command.folder / "saved" / "2_optimized.ir").read_text()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mindmodel.data import prepare as module
-from mindmodel.data.prepare import prepare
+from mindmodel.data.prepare import prepare, reopen
 from mindmodel.data.tokenizer import Tokenizer, train_tokenizer
 from mindmodel.data.tokens import TokenWriter
 from mindmodel.errors import DataError
@@ -228,6 +228,28 @@ def test_half_a_held_out_shard_is_refused(tmp_path, prepared):
 def test_prepared_shards_may_have_their_tokenizer_elsewhere(tmp_path, prepared):
     (prepared / "tokenizer").rename(tmp_path / "elsewhere")
     assert open_prepared(prepared, tmp_path, tokenizer=str(tmp_path / "elsewhere")).tokenizer.vocab_size == 257
+
+
+def test_a_corpus_is_opened_again_without_a_word_written(tmp_path, source, prepared):
+    made, shards = section(source), DataSection(path=str(prepared), seq_len=8)
+    for path in (prepared / "heldout.bin", prepared / "heldout.idx"):
+        path.unlink()
+    for data, run in ((made, tmp_path / "made"), (shards, tmp_path / "opened")):
+        corpus = prepare(data, run, quiet)
+        before = [(path, path.stat().st_mtime_ns) for path in sorted(run.rglob("*"))]
+        again = reopen(data, run, quiet)
+        assert again.train.num_tokens == corpus.train.num_tokens and again.tokenizer.sha256 == corpus.tokenizer.sha256
+        assert [(path, path.stat().st_mtime_ns) for path in sorted(run.rglob("*"))] == before
+
+
+def test_a_corpus_that_is_gone_is_not_made_again_when_it_is_opened_again(tmp_path, source, prepared):
+    with pytest.raises(DataError, match=r"corpus\.json: is missing"):
+        reopen(section(source), tmp_path / "run", quiet)
+    open_prepared(prepared, tmp_path)
+    train_tokenizer(["ab " * 9], 300).copy_to(prepared / "tokenizer")
+    with pytest.raises(DataError, match="holds another tokenizer than the recipe's data give"):
+        reopen(DataSection(path=str(prepared), seq_len=8), tmp_path / "run", quiet)
+    assert not (tmp_path / "run" / "data").exists()
 
 
 @pytest.mark.parametrize("name", ["train", "heldout"])

@@ -46,6 +46,7 @@ UNCLIPPED = {"clip_norm": 0.0}  # a wrong scale of all gradients stays to be see
 BFLOAT16 = {"compute_dtype": "bfloat16"}
 FOUR = {"dp": 2, "tp": 2}
 SEQUENCE = {"tp": 2, "sequence_parallel": True}
+KEPT = {"gathered_tokens": "kept"}
 IN_COMPUTE = {"shard_optimizer": "states", "reduce_dtype": "compute"}
 
 LAYOUTS = {
@@ -53,6 +54,8 @@ LAYOUTS = {
     "tp4": recipe_of(tp=4),
     "dp2 tp2": recipe_of(**FOUR),
     "dp2 tp2 sequence_parallel": recipe_of(**SEQUENCE, dp=2),
+    "dp2 tp2 tokens kept": recipe_of(**SEQUENCE, **KEPT, dp=2, shard_optimizer="states", recompute="selective"),
+    "pp2 tp2 tokens kept": recipe_of(**SEQUENCE, **KEPT, pp=2, micro_batches=2, train={"z_loss": 0.01}),
     "cp2": recipe_of(cp=2, sequences=1),
     "dp2 cp2": recipe_of(dp=2, cp=2, sequences=2),
     "cp2 tp2 sequence_parallel": recipe_of(**SEQUENCE, cp=2, sequences=1),
@@ -105,6 +108,9 @@ SIZES: dict[str, Recipe] = {
     ),
     "deep tied summed in compute": recipe_of(
         **DEEP, **TIED, **IN_COMPUTE, cp=2, tp=2, sequences=1, recompute="selective", train=BFLOAT16
+    ),
+    "wide tokens kept": recipe_of(
+        **WIDE, **SEQUENCE, **KEPT, dp=2, **IN_COMPUTE, recompute="full", recompute_layers=1, train=BFLOAT16
     ),
     "wide tied": recipe_of(**WIDE, **TIED, dp=2, tp=2, shard_optimizer="parameters", micro_batches=2, train=BFLOAT16),
 }

@@ -18,6 +18,7 @@ from mindmodel.fleet.collectives import CollectiveTotal, collectives_of
 SIZES = [
     "wide gradients", "deep everything", "wide parameters", "deep tied", "wide copied heads", "deep stages",
     "wide summed in compute", "deep tied summed in compute", "wide tied",
+    "wide tokens kept",
 ]
 SEQ_LEN = 16
 WITHOUT_ALL_TO_ALL = {"AllReduce", "AllGather", "ReduceScatter", "Send", "Receive"}

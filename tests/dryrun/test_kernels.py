@@ -90,6 +90,7 @@ OF_TWO = [
     forward("BitwiseAnd", INTS, OTHER_INTS, expected=elements(lambda x, y: x & y, INTS, OTHER_INTS, dtype=np.int32)),
     forward("Div", X, Y, expected=elements(lambda x, y: x / y, X, Y)),
     forward("DivNoNan", np.array([1.0, 3.0]), np.array([0.0, 2.0]), expected=np.array([0.0, 1.5])),
+    forward("Dot", np.array([1.0, 2.0]), np.array([3.0, 4.0]), expected=np.array(11.0)),
     forward("Divs", X, 2, expected=elements(lambda x: x / 2, X)),
     forward("Equal", INTS, OTHER_INTS, expected=elements(lambda x, y: x == y, INTS, OTHER_INTS, dtype=bool)),
     forward("FloorDiv", INTS, OTHER_INTS, expected=elements(lambda x, y: x // y, INTS, OTHER_INTS, dtype=np.int32)),

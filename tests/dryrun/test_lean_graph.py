@@ -20,9 +20,10 @@ LAYOUTS = {
     "plain": {},
     "selective, summed in bfloat16": {"recompute": "selective", "reduce_dtype": "compute"},
     "micro-batches": {"recompute": "selective", "micro_batches": 2},
+    "tokens kept": {"gathered_tokens": "kept"},
 }
 SUMMED = "selective, summed in bfloat16"
-LAYER_KERNELS = {"plain": 30, SUMMED: 42}
+LAYER_KERNELS = {"plain": 30, SUMMED: 42, "tokens kept": 30}
 """In a layer: cast and transposed products of four weights, norms and what is added, rotation, attention, SwiGLU."""
 
 
@@ -76,6 +77,16 @@ def test_activations_go_over_tp_in_the_compute_dtype(report):
         assert bytes_by_dtype(report, kind, "tp").get("float32", 0) < TOKENS * SIZES["hidden_size"]
 
 
+def test_kept_tokens_are_gathered_once(reports):
+    """Each output of a norm, and the gradient of each product that is summed over tp; of the head the former."""
+    again, kept = (
+        sum(c.count for c in reports[name].collectives if (c.kind, c.axes) == ("AllGather", ("tp",)))
+        for name in ("plain", "tokens kept")
+    )
+    layers = SIZES["num_layers"]
+    assert (again, kept) == (6 * layers + 3, 4 * layers + 2)
+
+
 def test_logits_are_there_once_in_the_compute_dtype(report):
     logits = [group for group in report.live.groups if group.kind == "logits"]
     assert [group for group in logits if group.dtype != "bf16" and group.shape[0] > TOKENS // SLICES] == []
@@ -94,16 +105,23 @@ def test_one_mask_and_one_pair_of_rotary_tables_are_in_memory(reports):
         assert mask + 2 * table <= constants < mask + 2 * table + (1 << 17)
 
 
+def test_micro_batches_have_no_copies_of_constants_for_every_pass(reports):
+    groups = [group for group in reports["micro-batches"].live.groups if group.kind == "constants"]
+    masks = sum(group.count for group in groups if group.shape == (2048, 2048))
+    tables = sum(group.count for group in groups if group.shape[:2] == (1, TOKENS))
+    assert (masks, tables) == (1, SIZES["num_layers"] + 1)
+
+
 @pytest.mark.parametrize("layout", LAYER_KERNELS)
 def test_a_layer_has_no_more_kernels(reports, layout):
     assert reports[layout].layer_kernels / SIZES["num_layers"] <= LAYER_KERNELS[layout]
 
 
-def test_a_tensor_takes_five_kernels_from_its_gradient_to_its_update(reports):
+def test_a_tensor_takes_four_kernels_from_its_gradient_to_its_update(reports):
     kernels, num_tensors = reports["plain"].kernels, 2 + 1 + 6 * SIZES["num_layers"]
-    for name in ("Square", "NanToNum", "AdamApplyOneWithDecayAssign"):
+    for name in ("Dot", "NanToNum", "AdamApplyOneWithDecayAssign"):
         assert kernels[name] == num_tensors
-    assert not kernels.keys() & {"Transpose", "BroadcastTo", "ZerosLike"}
+    assert not kernels.keys() & {"Transpose", "BroadcastTo", "ZerosLike", "Square"}
 
 
 def test_norms_are_fused_with_the_addition_before_them(report):

@@ -42,6 +42,13 @@ def test_one_key_is_changed_before_two_and_those_that_cost_least_speed_first(rec
     assert len(found[0].changes) <= len(found[-1].changes)
 
 
+def test_tokens_that_are_kept_are_gathered_again_where_that_is_enough(recipe):
+    keys = {"micro_batches": 16, "sequence_parallel": True, "gathered_tokens": "kept"}
+    keeps = dataclasses.replace(recipe, parallel=dataclasses.replace(recipe.parallel, **keys))
+    found = fitting_layouts(keeps, 8, highest_estimate(keeps).total - GIB)
+    assert ("parallel.gathered_tokens=again",) in [layout.changes for layout in found]
+
+
 def test_no_layout_changes_a_key_that_another_leaves(recipe):
     found = fitting_layouts(recipe, 8, 50 * GIB, limit=4)
     keys = [{change.partition("=")[0] for change in layout.changes} - {"parallel.dp"} for layout in found]

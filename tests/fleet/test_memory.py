@@ -118,7 +118,9 @@ def test_the_last_stage_has_a_copy_of_a_tied_embedding():
 QWEN3 = {"family": "qwen3", "tied_embeddings": True, "num_layers": 2}
 SHARDED = {"dp": 2, "tp": 2, "shard_optimizer": "states"}
 PIPELINE = {**SHARDED, "pp": 2, "micro_batches": 3, "sequence_parallel": True}
+KEPT = {"sequence_parallel": True, "gathered_tokens": "kept"}
 SUMMED = {**SHARDED, "reduce_dtype": "compute"}
+DATA = {"dp": 4, "shard_optimizer": "states"}
 TWO = {"num_layers": 2}
 
 LAYOUTS = {
@@ -137,6 +139,9 @@ LAYOUTS = {
     "sequence parallel, recompute selective": (
         small(model=TWO, **SHARDED, sequence_parallel=True, recompute="selective"), 0
     ),
+    "tokens kept": (small(**SHARDED, **KEPT), 0),
+    "tokens kept, recompute selective": (small(model=TWO, **SUMMED, **KEPT, recompute="selective"), 0),
+    "pipeline, tokens kept": (small(**PIPELINE, gathered_tokens="kept"), 0),
     "pipeline, recompute selective": (small(**PIPELINE, recompute="selective"), 0),
     "pipeline, recompute full": (small(**PIPELINE, recompute="full"), 0),
     "summed in compute": (small(**SUMMED), 0),
@@ -144,6 +149,9 @@ LAYOUTS = {
         small(model=TWO, **SUMMED, sequence_parallel=True, recompute="selective"), 0
     ),
     "summed in compute, recompute full": (small(model=TWO, **SUMMED, sequence_parallel=True, recompute="full"), 0),
+    "tied, recompute full": (small(model=QWEN3, **DATA, recompute="full"), 0),
+    "tied, summed in compute": (small(model=QWEN3, **DATA, reduce_dtype="compute", recompute="full"), 0),
+    "tied, parameters": (small(model=QWEN3, dp=4, shard_optimizer="parameters", recompute="full"), 0),
     "pipeline, first stage": (small(**PIPELINE), 0),
     "pipeline, last stage": (small(**PIPELINE), 4),
     "copied heads": (small(model={**TWO, "num_kv_heads": 2}, **{**SHARDED, "tp": 4}), 0),

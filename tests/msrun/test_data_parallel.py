@@ -73,6 +73,18 @@ def test_four_processes_and_micro_batches_train_the_run_of_one(job, alone):
     same_run(job, alone, 4)
 
 
+@pytest.mark.long
+def test_in_pynative_mode_two_processes_train_the_run_of_their_graphs(job):
+    keys = "train.steps=6", "checkpoint.every=0", "optim.warmup_steps=2"
+    for mode in ("graph", "pynative"):
+        done = job.launch(mode, 2, f"runtime.mode={mode}", *keys)
+        assert done.returncode == 0, done.stdout + done.stderr
+    graph, pynative = job.run("graph").losses, job.run("pynative").losses
+    assert len(graph) == 6
+    for step, numbers in graph.items():
+        assert pynative[step] == pytest.approx(numbers, rel=TOLERANCE)
+
+
 def test_a_killed_worker_ends_the_job_and_the_same_command_goes_on(job):
     whole = job.launch("whole", 2, "train.steps=60")
     assert whole.returncode == 0, whole.stdout + whole.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shlex
 import socket
@@ -13,7 +14,7 @@ import pytest
 
 from mindmodel.errors import LaunchError, LayoutError
 from mindmodel.parallel import launch
-from mindmodel.parallel.launch import parse_device_ids, plan_launch
+from mindmodel.parallel.launch import parse_device_ids, plan_launch, refuse_layout_without_graph
 from mindmodel.parallel.mesh import mesh_of
 from mindmodel.parallel.nodes import Nodes
 from mindmodel.recipe.load import recipe_from_dict
@@ -195,6 +196,18 @@ def test_a_cpu_trains_data_parallel_only(parallel, cut):
 def test_ascend_trains_every_layout(parallel):
     launch = plan_launch(recipe("ascend", **parallel), ONE_NODE, [])
     assert launch.workers == mesh_of(launch.recipe.parallel).num_devices
+
+
+def test_a_layout_of_ascend_devices_needs_the_graph():
+    def in_pynative(device, **parallel):
+        made = recipe(device, **parallel)
+        return dataclasses.replace(made, runtime=dataclasses.replace(made.runtime, mode="pynative"))
+
+    with pytest.raises(LayoutError, match="runtime.mode: 'pynative' on 4 Ascend devices: MindSpore lays out compiled"):
+        refuse_layout_without_graph(in_pynative("ascend", dp=2, tp=2))
+    refuse_layout_without_graph(in_pynative("ascend", dp=1))
+    refuse_layout_without_graph(in_pynative("cpu", dp=4))
+    refuse_layout_without_graph(recipe("ascend", dp=4))
 
 
 def test_degrees_that_devices_cannot_make_are_refused_with_layouts_that_work():

@@ -19,6 +19,8 @@ LAYOUTS = {
     "alone": ParallelSection(dp=1),
     "dp tp": ParallelSection(dp=2, tp=2),
     "sequence_parallel": ParallelSection(dp=2, tp=2, sequence_parallel=True),
+    "parameters": ParallelSection(dp=2, shard_optimizer="parameters", recompute="full"),
+    "tokens kept": ParallelSection(dp=2, tp=2, sequence_parallel=True, gathered_tokens="kept"),
     "cp": ParallelSection(dp=1, cp=4),
     "copied heads": ParallelSection(dp=1, tp=8),
     "pp": ParallelSection(dp=1, pp=2, stages=(1, 2), recompute="full"),
@@ -145,9 +147,17 @@ def test_whole_blocks_are_computed_again_or_what_is_cheap_in_them():
     ]
 
 
-def test_gathered_tokens_are_never_kept():
+def test_gathered_tokens_are_not_kept():
     assert recomputed(tp=2, sequence_parallel=True) == [
         "decoder.layers.*.attention.qkv.linear.tokens.gather", "decoder.layers.*.mlp.gate_up.linear.tokens.gather"
+    ]
+
+
+def test_unless_a_recipe_says_so_and_then_norms_are_not_computed_again_either():
+    kept = {"tp": 2, "sequence_parallel": True, "gathered_tokens": "kept"}
+    assert recomputed(**kept) == []
+    assert recomputed(**kept, recompute="selective", recompute_layers=1) == [
+        "decoder.layers.0.mlp.swiglu.swiglu", "decoder.layers.0.mlp.swiglu.flat"
     ]
 
 
@@ -159,6 +169,7 @@ def test_layers_that_gather_sum_and_slice_by_themselves_stand_where_the_layout_n
     assert own_layers("recompute") == ["logits"]
     assert own_layers("dp tp") == ["logits", "embedding"]
     assert own_layers("sequence_parallel") == ["logits", "embedding", *["linear of tokens"] * 2]
+    assert own_layers("parameters") == ["logits", "norm apart", "norm apart"]
     assert own_layers("compute") == ["logits", "embedding", *["linear of tokens"] * 2, *["linear"] * 2]
 
 

@@ -7,6 +7,7 @@ import io
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -77,6 +78,69 @@ def test_threads_of_native_kernels_alone_wait_awake(cpu_kernels, compiler, spins
     monkeypatch.setattr(os, "environ", {})
     prepare_environment(cpu_kernels=cpu_kernels)
     assert ("GOMP_SPINCOUNT" in os.environ) == spins
+
+
+def test_deterministic_kernels_and_sums_are_asked_for_in_the_environment_when_the_recipe_says_so(monkeypatch):
+    monkeypatch.setattr(os, "environ", {"HCCL_DETERMINISTIC": "strict"})
+    prepare_environment(deterministic=True)
+    wanted = {"HCCL_DETERMINISTIC": "strict", "LCCL_DETERMINISTIC": "1", "TE_PARALLEL_COMPILER": "1"}
+    assert wanted.items() <= os.environ.items()
+    monkeypatch.setattr(os, "environ", {})
+    prepare_environment()
+    assert not wanted.keys() & os.environ.keys()
+
+
+@pytest.fixture
+def asked(monkeypatch, small_recipe):
+    """Function: what start_runtime asks of MindSpore for a recipe with these runtime keys, in order; nothing is set."""
+    from mindmodel.parallel import runtime as module
+
+    calls = []
+    stub = SimpleNamespace(
+        GRAPH_MODE="graph", PYNATIVE_MODE="pynative",
+        set_context=lambda **keys: calls.extend(keys.items()),
+        set_device=lambda device: calls.append(("device", device)),
+        set_deterministic=lambda on: calls.append(("deterministic", on)),
+        set_recursion_limit=lambda limit: None,
+        runtime=SimpleNamespace(launch_blocking=lambda: calls.append(("blocking", True))),
+        communication=SimpleNamespace(init=lambda: calls.append(("meet", True))),
+    )
+    monkeypatch.setattr(module, "ms", stub)
+    cache = SimpleNamespace(keep_graph=lambda key: calls.append(("kept", key)))
+    monkeypatch.setattr(module, "GraphCache", lambda: cache)
+    monkeypatch.setattr(module, "place", lambda: environment.Place(rank=0, num_ranks=2))
+
+    def start(**keys):
+        started = module.start_runtime(with_runtime(small_recipe, **keys), "tests", Terminal(io.StringIO()))
+        return started, calls
+
+    return start
+
+
+def test_sums_over_ranks_are_deterministic_when_that_is_set_before_the_ranks_meet(asked):
+    names = [name for name, _ in asked(deterministic=True)[1]]
+    assert names.index("device") < names.index("deterministic") < names.index("meet")
+
+
+def test_pynative_mode_fuses_and_keeps_nothing_and_fails_where_the_operator_was_called(asked):
+    runtime, calls = asked(mode="pynative")
+    assert {"mode": "pynative", "blocking": True, "enable_graph_kernel": False}.items() <= dict(calls).items()
+    assert "kept" not in dict(calls) and "deterministic" not in dict(calls)
+    assert runtime.kernels == "graph kernels not fused, one by one from Python"
+
+
+def test_graph_mode_is_the_default(asked):
+    runtime, calls = asked()
+    assert dict(calls)["mode"] == "graph" and "kept" in dict(calls) and "blocking" not in dict(calls)
+
+
+def test_where_nothing_is_compiled_the_terminal_is_left_to_the_debugger(runtime):
+    terminal = Terminal(io.StringIO())
+    with dataclasses.replace(runtime, mode="pynative").compiling("the training graph", terminal):
+        assert terminal.stream.getvalue() == ""
+        folder = os.getcwd()
+    with runtime.compiling("the training graph", terminal):
+        assert os.getcwd() != folder and "compiling the training graph" in terminal.stream.getvalue()
 
 
 def test_preparing_the_environment_loads_no_mindspore():

@@ -24,8 +24,8 @@ model:
   rope_scaling: {type: llama3, factor: 8, original_max_position_embeddings: 8192}
 data: {path: data/corpus, tokenizer: tokenizers/llama, seq_len: 8192}
 parallel:
-  {dp: 2, tp: 4, pp: 4, micro_batches: 8, stages: [8, 9, 9, 8], sequence_parallel: true, shard_optimizer: states,
-   recompute: full, recompute_layers: 4}
+  {dp: 2, tp: 4, pp: 4, micro_batches: 8, stages: [8, 9, 9, 8], sequence_parallel: true, gathered_tokens: kept,
+   shard_optimizer: states, recompute: full, recompute_layers: 4}
 train: {steps: 10000, tokens_per_step: 4_194_304, compute_dtype: bfloat16, z_loss: 1e-4, init_from: runs/old}
 optim: {warmup_steps: 500}
 checkpoint: {every: 500, keep_every: 2000}

@@ -35,7 +35,8 @@ class Layout:
         Raises:
             RecipeError: if they do not fit.
         """
-        seq_len = load_recipe(RECIPE, changes).data.seq_len
+        data = [change for change in changes if change.startswith("data.")]
+        seq_len = load_recipe(RECIPE, data).data.seq_len
         keys = {
             **{name: getattr(self, name) for name in ("dp", "tp", "pp", "micro_batches", "recompute")},
             "sequence_parallel": str(self.sequence_parallel).lower(),

@@ -1,7 +1,10 @@
-"""Look into a training step: what the compiler made of it, and which operators a device has no kernel for.
+"""Look into a training step: what the compiler made of it, what it computes, and where two computations of it part.
 
 examples:
   mindmodel debug graph recipes/cpu/tiny.yaml
+  mindmodel debug step recipes/cpu/tiny.yaml --break layers.0.attention
+  mindmodel debug replay runs/tiny --from 300 --to 310
+  mindmodel debug compare recipes/cpu/tiny.yaml recipes/cpu/tiny.yaml:runtime.cpu_kernels=graph
   mindmodel debug graph --help
 
 From a symptom to the command that finds its cause: docs/debugging.md.
@@ -15,6 +18,11 @@ from types import ModuleType
 
 SUBCOMMANDS = {
     "graph": "what the compiler made of a training step, and every operator without a kernel",
+    "profile": "where the time of a training step goes, and its memory",
+    "step": "optimizer steps in PyNative mode, where breakpoints and prints work in a construct",
+    "replay": "steps of a run made again from a checkpoint: are they the same bit for bit?",
+    "trace": "all that one training step computes, kept in a folder",
+    "compare": "where two ways of computing the same training step part",
 }
 """Each is a file of this folder."""
 

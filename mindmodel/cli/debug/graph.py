@@ -5,7 +5,7 @@ examples:
   mindmodel debug graph recipes/cpu/tiny.yaml --diff runs/tiny/graph --out runs/tiny/graph-2
   mindmodel debug graph recipes/llama/7b.yaml --single --shrink --device ascend
 
-It prints what the compiler made of the step, and every operator that has no kernel on the CPU with the lines that
+It prints what the compiler made of the step, and every operator that has no kernel on the device with the lines that
 call it. It writes FOLDER/graph.json and the readable graphs FOLDER/1_parsed.ir, 2_optimized.ir and 3_kernels.ir, each
 node with its line of Python. Nothing is trained and no data is read.
 
@@ -29,7 +29,7 @@ from mindmodel.debug.difference import changes
 from mindmodel.debug.summary import GraphSummary, Missing, read_summary
 from mindmodel.dryrun.run import chosen_ranks
 from mindmodel.files import write_text_safely
-from mindmodel.parallel.environment import prepare_environment
+from mindmodel.parallel.environment import prepare_for
 from mindmodel.parallel.mesh import mesh_of
 from mindmodel.recipe.load import load_with_changes
 from mindmodel.recipe.rules import resolve_degrees
@@ -76,8 +76,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _on_cpu(recipe: Recipe, terminal: Terminal) -> CompiledStep:
-    recipe = dataclasses.replace(recipe, runtime=dataclasses.replace(recipe.runtime, device="cpu", compile_cache=False))
-    prepare_environment(recipe.runtime.threads, recipe.runtime.cpu_kernels)
+    runtime_keys = dataclasses.replace(recipe.runtime, device="cpu", mode="graph", compile_cache=False)
+    recipe = dataclasses.replace(recipe, runtime=runtime_keys)
+    prepare_for(recipe.runtime)
     with terminal.working("loading MindSpore"):
         from mindmodel.parallel.runtime import start_runtime
         from mindmodel.train.build import build
@@ -166,11 +167,9 @@ def _difference_lines(differences: Optional[list[str]], old: Path) -> Iterator[s
 
 
 def _missing_lines(summary: GraphSummary) -> Iterator[str]:
-    if summary.missing is None:
-        yield "kernels     not looked for: which ones there are, only a chip's own libraries know"
-        return
     if not summary.missing:
-        yield "kernels     all operators have one"
+        limit = ", as far as MindSpore knows; what CANN itself has is seen on a chip"
+        yield f"kernels     all operators have one{limit if summary.device == 'ascend' else ''}"
         return
     yield f"kernels     {len(summary.missing)} operators have none on this device:"
     for one in summary.missing:

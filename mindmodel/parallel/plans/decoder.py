@@ -27,13 +27,9 @@ COLUMNS = (f"{LAYER}.attention.qkv.linear", f"{LAYER}.mlp.gate_up.linear")
 ROWS = (f"{LAYER}.attention.out.linear", f"{LAYER}.mlp.down.linear")
 """Products whose inputs are cut over tp."""
 
-ELEMENTWISE = (
-    ".attention_norm.residual_norm.rms_norm",
-    ".mlp_norm.residual_norm.rms_norm",
-    ".mlp.swiglu.swiglu",
-    ".mlp.swiglu.flat",
-)
-"""Of a layer, what is cheap to compute again."""
+NORMS = (".attention_norm.residual_norm.rms_norm", ".mlp_norm.residual_norm.rms_norm")
+SWIGLU = (".mlp.swiglu.swiglu", ".mlp.swiglu.flat")
+"""With norms, what of a layer is cheap to compute again."""
 
 
 def decoder_plan(model: ModelSection, parallel: ParallelSection) -> Plan:
@@ -104,6 +100,8 @@ def _local(parallel: ParallelSection) -> tuple[LocalRule, ...]:
         found.append(LocalRule(path=EMBEDDING, layer="embedding"))
     if parallel.sequence_parallel:
         found += [LocalRule(path=path, layer="linear of tokens") for path in COLUMNS]
+    if _norms_wait_for_gradients(parallel):
+        found += [LocalRule(path=f"{LAYER}{path}".removesuffix(".rms_norm"), layer="norm apart") for path in NORMS]
     if sums_in_compute_dtype(parallel):
         paths = ROWS if parallel.sequence_parallel else COLUMNS + ROWS
         found += [LocalRule(path=path, layer="linear") for path in paths]
@@ -119,6 +117,12 @@ def sums_in_compute_dtype(parallel: ParallelSection) -> bool:
     """Whether ranks with copies of a weight sum its gradients in the compute dtype."""
     mesh = mesh_of(parallel)
     return parallel.reduce_dtype == "compute" and mesh.dp * mesh.cp > 1
+
+
+def _norms_wait_for_gradients(parallel: ParallelSection) -> bool:
+    """Whether norms are computed again with weights gathered again; not so where micro-batches share a graph."""
+    alone = mesh_of(parallel).pp == parallel.micro_batches == 1
+    return alone and parallel.shard_optimizer == "parameters" and parallel.recompute != "none"
 
 
 def _own_embedding(parallel: ParallelSection) -> bool:
@@ -172,9 +176,11 @@ def _blocks(model: ModelSection, parallel: ParallelSection, residual: Axis) -> t
 def _head_and_loss(parallel: ParallelSection, residual: Axis) -> tuple[LayoutRule, ...]:
     row: Cuts = (TOKENS, None)  # one number a token
     kept = () if parallel.recompute != "none" else ((TOKENS, TP),)
-    inputs: tuple[Cuts, ...] = ((residual, None), (TP, None), (TOKENS,))
+    keeps_tokens = parallel.gathered_tokens == "kept"
+    inputs: tuple[Cuts, ...] = ((TOKENS if keeps_tokens else residual, None), (TP, None), (TOKENS,))
     return (
         _norm("decoder.norm.rms_norm", residual),
+        *((_gathered(f"{HEAD}.tokens.tokens", residual),) if keeps_tokens else ()),
         _columns("decoder.head.linear.matmul"),
         LayoutRule(path=f"{HEAD}.rows", inputs=inputs, outputs=(row, row, *kept)),
         *(_rule(f"{LOSS}.{name}", row) for name in ("total", "total_square")),
@@ -230,9 +236,10 @@ def _head_in_layers(model: ModelSection) -> float:
 def _recompute(model: ModelSection, parallel: ParallelSection) -> tuple[RecomputeRule, ...]:
     """full: whole blocks; selective: norms and SwiGLU, no matrix products. The first layers of a stage, where limited.
 
-    Gathered tokens are never kept.
+    Tokens are gathered again, unless they are kept; then what norms give is not read again.
     """
-    tokens = tuple(RecomputeRule(path=f"{path}.tokens.gather") for path in COLUMNS if parallel.sequence_parallel)
+    again = parallel.sequence_parallel and parallel.gathered_tokens == "again"
+    tokens = tuple(RecomputeRule(path=f"{path}.tokens.gather") for path in COLUMNS if again)
     return (*tokens, *_recomputed_layers(model, parallel))
 
 
@@ -243,5 +250,6 @@ def _recomputed_layers(model: ModelSection, parallel: ParallelSection) -> tuple[
     stages = [stage for stage, _ in places]
     limit = model.num_layers if parallel.recompute_layers is None else parallel.recompute_layers
     chosen = [index for index, stage in enumerate(stages) if stages[:index].count(stage) < limit]
-    within = ("",) if parallel.recompute == "full" else ELEMENTWISE
+    cheap = SWIGLU if parallel.gathered_tokens == "kept" else NORMS + SWIGLU
+    within = ("",) if parallel.recompute == "full" else cheap
     return tuple(RecomputeRule(path=f"decoder.layers.{index}{path}") for index in chosen for path in within)
