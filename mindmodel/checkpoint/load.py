@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Callable, Iterator, Mapping, Optional, Sequence
+from typing import Callable, Iterator, Mapping, Optional, Protocol, Sequence
 
 import numpy as np
 
-from mindmodel.checkpoint.blocks import Block, common, whole
+from mindmodel.checkpoint.blocks import Block, Shape, common, whole
 from mindmodel.checkpoint.index import Index, TensorEntry
 from mindmodel.checkpoint.retention import Hold, step_numbers
 from mindmodel.checkpoint.save import OPTIMIZER, WEIGHTS
@@ -128,6 +128,10 @@ class Tensors(Mapping[str, np.ndarray]):
         """Of the tensors by name; nothing is read."""
         return {name: entry.shape for name, entry in self._entries.items()}
 
+    def dtypes(self) -> dict[str, str]:
+        """Of the tensors by name."""
+        return {name: entry.dtype for name, entry in self._entries.items()}
+
     def entry(self, name: str) -> TensorEntry:
         """Shape, dtype and slices of a tensor."""
         return self._entries[name]
@@ -136,6 +140,68 @@ class Tensors(Mapping[str, np.ndarray]):
         """Shape and dtype of a tensor now, its numbers later."""
         entry = self._entries[name]
         return LazyTensor(shape=entry.shape, dtype=DTYPE_OF_NAME[entry.dtype], read=lambda: self[name])
+
+
+class Blocks(Protocol):
+    """Tensors of which blocks can be had."""
+
+    def shapes(self) -> Mapping[str, Shape]:
+        """Of the whole tensors by name."""
+
+    def dtypes(self) -> Mapping[str, str]:
+        """NumPy's names, by the tensors'."""
+
+    def block(self, name: str, block: Block) -> np.ndarray:
+        """A block of a tensor."""
+
+    def fetch(self, name: str, block: Block) -> None:
+        """Have what a block is made of at hand for a while, where that can be done before."""
+
+
+class Float32Blocks(Mapping[str, np.ndarray]):
+    """Tensors by name, in float32 whatever they are; the numbers are read or made when they are asked for.
+
+    Args:
+        shapes: of the tensors.
+        read: gives a block of one.
+    """
+
+    def __init__(self, shapes: Mapping[str, Shape], read: Callable[[str, Block], np.ndarray]) -> None:
+        self._shapes, self._read = shapes, read
+
+    @classmethod
+    def of_whole(cls, shapes: Mapping[str, Shape], read: Callable[[str], np.ndarray]) -> Float32Blocks:
+        """Of tensors that are read whole, one in memory at a time."""
+
+        def block_of(name: str, block: Block) -> np.ndarray:
+            array = read(name)
+            return array if array.shape == block.shape else array[block.place]
+
+        return cls(shapes, block_of)
+
+    def shapes(self) -> Mapping[str, Shape]:
+        """As Blocks."""
+        return self._shapes
+
+    def dtypes(self) -> Mapping[str, str]:
+        """As Blocks."""
+        return dict.fromkeys(self._shapes, "float32")
+
+    def block(self, name: str, block: Block) -> np.ndarray:
+        """As Blocks."""
+        return np.asarray(self._read(name, block), np.float32)
+
+    def fetch(self, name: str, block: Block) -> None:
+        """As Blocks; nothing is known of it before."""
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.block(name, whole(self._shapes[name]))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
 
 
 class HeldTensors(Mapping[str, np.ndarray]):
@@ -151,14 +217,14 @@ class HeldTensors(Mapping[str, np.ndarray]):
 
     def __init__(
         self,
-        tensors: Tensors,
+        tensors: Blocks,
         placements: Mapping[str, Placement],
         mesh: Mesh,
         rank: int,
         where: str = "the checkpoint",
     ) -> None:
         wanted = {name: placement.shape for name, placement in placements.items()}
-        dtypes = {name: (placements[name].dtype, tensors.entry(name).dtype) for name in wanted if name in tensors}
+        dtypes = {name: (placements[name].dtype, dtype) for name, dtype in tensors.dtypes().items() if name in wanted}
         if faults := misfits(wanted, tensors.shapes(), dtypes):
             raise CheckpointError(misfit_message(where, faults))
         blocks = {name: held_block(placement, mesh, rank) for name, placement in placements.items()}
@@ -185,8 +251,8 @@ class HeldTensors(Mapping[str, np.ndarray]):
 
 def shapes_of(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
     """Of tensors by name; those of a checkpoint are not read for it."""
-    if isinstance(arrays, (Tensors, HeldTensors)):
-        return arrays.shapes()
+    if isinstance(arrays, (Tensors, Float32Blocks, HeldTensors)):
+        return dict(arrays.shapes())
     return {name: tuple(array.shape) for name, array in arrays.items()}
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from mindmodel.checkpoint.run_folder import RunFolder
 from mindmodel.cli.arguments import add_recipe_arguments, at_least
 from mindmodel.errors import TrainingError
-from mindmodel.parallel.launch import Launch, parse_device_ids, plan_launch, refuse_cut_weights
+from mindmodel.parallel.launch import Launch, parse_device_ids, plan_launch
 from mindmodel.parallel.nodes import nodes_of
 from mindmodel.preflight import check
 from mindmodel.recipe.load import load_with_changes
@@ -69,7 +69,6 @@ def run(args: argparse.Namespace) -> int:
     if args.check:
         ids = None if args.device_ids is None else parse_device_ids(args.device_ids, "--device-ids")
         return check(launch.recipe, launch.nodes, terminal, timeout_s, ids)
-    refuse_cut_weights(launch.recipe)
     folder = RunFolder(Path(launch.recipe.output))
     position = find_position(launch.recipe, folder, terminal)
     if position.checkpoint is not None:

@@ -166,27 +166,38 @@ def _introduce(opened: OpenedRun, terminal: Terminal, runtime: Runtime) -> None:
         terminal.say(f"going on from {position.checkpoint.path}")
     for change in position.changes:
         terminal.say(f"changed since: {change}")
+    from mindmodel.train.evaluate import no_evaluation
+
+    if corpus.heldout.num_tokens > 1 and (why := no_evaluation(opened.recipe)):
+        terminal.say(f"no held-out loss while it trains: {why}. `mindmodel eval {opened.folder.path}` has it")
 
 
 def _report(opened: OpenedRun, training: Training, terminal: Terminal) -> None:
     """Held-out loss beside the unigram entropy, a sample, and what to try next."""
     from mindmodel.data.statistics import unigram_entropy
-    from mindmodel.generation.sample import Generator, Sampling
-    from mindmodel.generation.text import continue_text, prompt_ids
 
-    recipe, corpus = opened.recipe, opened.corpus
+    corpus = opened.corpus
     if training.evaluation is not None:
         entropy = unigram_entropy(corpus.heldout, corpus.tokenizer.vocab_size)
         loss, perplexity = training.evaluation.loss, training.evaluation.perplexity
         terminal.say(f"held-out loss {loss:.4f} nats a token, perplexity {perplexity:.1f}")
         terminal.say(f"unigram entropy of the same tokens {entropy:.4f} nats: the loss is {loss / entropy:.3f} of it")
+    if not training.built.is_partitioned:
+        _sample(opened, training, terminal)
+    _next_commands(terminal, opened.folder.path)
+
+
+def _sample(opened: OpenedRun, training: Training, terminal: Terminal) -> None:
+    from mindmodel.generation.sample import Generator, Sampling
+    from mindmodel.generation.text import continue_text, prompt_ids
+
+    recipe, corpus = opened.recipe, opened.corpus
     ids = prompt_ids(corpus.tokenizer, SAMPLE_PROMPT)
     generator = Generator(training.decoder, recipe.model, corpus.tokenizer.vocab_size, len(ids) + SAMPLE_TOKENS)
     with training.runtime.compiling("the generation graph", terminal):
         generator.compile(ids)
     text = "".join(continue_text(generator, corpus.tokenizer, ids, SAMPLE_TOKENS, Sampling(seed=recipe.train.seed)))
     terminal.say(f"sample:\n{SAMPLE_PROMPT}{text}\n")
-    _next_commands(terminal, opened.folder.path)
 
 
 def _next_commands(terminal: Terminal, path: Path) -> None:

@@ -22,7 +22,16 @@ from typing import Any, Callable
 import numpy as np
 from safetensors.numpy import save_file
 
-from mindmodel.dryrun.jobs import GRAPH_NAME, JOBS_NAME, LOG_NAME, RESULT_NAME, SLICES_NAME, Job, read_jobs
+from mindmodel.dryrun.jobs import (
+    FORWARD_NAME,
+    GRAPH_NAME,
+    JOBS_NAME,
+    LOG_NAME,
+    RESULT_NAME,
+    SLICES_NAME,
+    Job,
+    read_jobs,
+)
 
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
@@ -109,7 +118,10 @@ def _graph_and_slices(job: Job) -> dict[str, Any]:
     recipe = job.recipe
     built = build(recipe, job.rank)
     initialize(built.decoder, recipe.model, recipe.train.seed)
-    _write_graph(built.whole, job)
+    _write_graph(built.whole, _inputs(job))
+    if job.forward:
+        ids = built.example(recipe)[0][: built.rows // recipe.parallel.micro_batches]
+        _write_graph(built.forward_pass(recipe), [ids, ids], "eval", FORWARD_NAME)
     parameters = list(built.step.get_parameters())
     save_file({p.name: np.asarray(p.asnumpy(), order="C") for p in parameters}, SLICES_NAME)
     layouts = built.whole.parameter_layout_dict or {}
@@ -118,38 +130,29 @@ def _graph_and_slices(job: Job) -> dict[str, Any]:
 
 def _graph(job: Job) -> dict[str, Any]:
     """Write the partitioned graph alone, with the seconds of its phases in the log; weights take no memory."""
-    from mindspore.nn.utils import no_init_parameters
+    from mindmodel.train.build import build_without_numbers
 
-    from mindmodel.train.build import build
-
-    with no_init_parameters():
-        built = build(job.recipe, job.rank)
-    if job.num_ranks > 1:
-        built.whole.no_init_parameters_in_compile()
-    _write_graph(built.whole, job)
+    built = build_without_numbers(job.recipe, job.rank)
+    _write_graph(built.whole, _inputs(job))
     return {}
 
 
-def _write_graph(whole: Any, job: Job) -> None:
+def _write_graph(whole: Any, inputs: list[Any], phase: str = "train", name: str = GRAPH_NAME) -> None:
     from mindspore.common.api import _cell_graph_executor
 
-    key, _ = _cell_graph_executor.compile(whole, *_inputs(job), phase="train", do_convert=False)
-    Path(GRAPH_NAME).write_bytes(_cell_graph_executor._get_func_graph_proto(whole, key, "mind_ir"))
+    key, _ = _cell_graph_executor.compile(whole, *inputs, phase=phase, do_convert=False)
+    Path(name).write_bytes(_cell_graph_executor._get_func_graph_proto(whole, key, "mind_ir"))
 
 
 def _run(job: Job) -> dict[str, Any]:
     """Compile with kernels and let MindSpore play one step: the peak of its memory."""
     import mindspore as ms
     from mindspore.graph._parse import compile_config
-    from mindspore.nn.utils import no_init_parameters
 
-    from mindmodel.train.build import build
+    from mindmodel.train.build import build_without_numbers
 
     compile_config.COMPILE_DEBUG_MODE = "release"  # nodes without lines of Python: 10 percent less memory
-    with no_init_parameters():
-        built = build(job.recipe, job.rank)
-    if job.num_ranks > 1:
-        built.whole.no_init_parameters_in_compile()
+    built = build_without_numbers(job.recipe, job.rank)
     for output in built.whole(*_inputs(job)):
         output.asnumpy()
     return {"peak_bytes": ms.runtime.max_memory_allocated()}

@@ -19,7 +19,16 @@ from safetensors.numpy import load_file
 
 from mindmodel.dryrun import standin
 from mindmodel.dryrun.graph import Graph
-from mindmodel.dryrun.jobs import GRAPH_NAME, JOBS_NAME, LOG_NAME, RESULT_NAME, SLICES_NAME, Job, write_jobs
+from mindmodel.dryrun.jobs import (
+    FORWARD_NAME,
+    GRAPH_NAME,
+    JOBS_NAME,
+    LOG_NAME,
+    RESULT_NAME,
+    SLICES_NAME,
+    Job,
+    write_jobs,
+)
 from mindmodel.dryrun.mindir import load_graph
 from mindmodel.dryrun.translate import reason
 from mindmodel.errors import LayoutError
@@ -45,6 +54,10 @@ class Compiled:
     def graph(self) -> Graph:
         """The partitioned graph (level 0)."""
         return load_graph(self.folder / GRAPH_NAME)
+
+    def forward_pass(self) -> Graph:
+        """That of evaluation (level 0, of a job that says so)."""
+        return load_graph(self.folder / FORWARD_NAME)
 
     def slices(self) -> dict[str, np.ndarray]:
         """This rank's slices of fresh weights and optimizer state, by name (level 0)."""

@@ -127,7 +127,7 @@ class Interpreter:
     def _sent(self, progress: _Progress, waiting: Waiting) -> dict[int, Any]:
         """Messages are buffered: a sender does not wait."""
         attributes, (tensor,) = waiting.primitive.attributes, waiting.operands
-        route = waiting.rank, attributes["dst_global_rank"]
+        route = waiting.rank, _partner(attributes, "dst_global_rank", "dest_rank")
         progress.mail[route].append(_Letter(tag=attributes["sr_tag"], tensor=tensor.copy(), sender=waiting))
         self.log += waiting.record(route, [tensor])
         return {waiting.rank: tensor}
@@ -135,7 +135,7 @@ class Interpreter:
     def _received(self, progress: _Progress, waiting: Waiting) -> dict[int, Any]:
         """In the order in which they were sent, which the tags confirm."""
         attributes = waiting.primitive.attributes
-        route = attributes["src_global_rank"], waiting.rank
+        route = _partner(attributes, "src_global_rank", "src_rank"), waiting.rank
         if not progress.mail[route]:
             return {}
         letter = progress.mail[route].popleft()
@@ -164,9 +164,15 @@ def _agreed(waiting: Waiting) -> tuple[Any, ...]:
     return *signature(waiting.primitive), *(declared.dtype for declared in waiting.declared)
 
 
+def _partner(attributes: Mapping[str, Any], name: str, within: str) -> int:
+    """The other rank of a message; a forward pass alone names it by its place in the group."""
+    return attributes[name] if name in attributes else attributes["group_rank_ids"][attributes[within]]
+
+
 def _partners(waiting: Waiting) -> str:
     """For messages: whom a rank waits for."""
     attributes = waiting.primitive.attributes
     if waiting.primitive.name == "Receive":
-        return f"from rank {attributes['src_global_rank']} with tag {attributes['sr_tag']}"
+        sender = _partner(attributes, "src_global_rank", "src_rank")
+        return f"from rank {sender} with tag {attributes['sr_tag']}"
     return f"in group {attributes.get('group')} of ranks {attributes.get('group_rank_ids')}"

@@ -14,6 +14,7 @@ from mindmodel.recipe.schema import Recipe
 
 JOBS_NAME = "jobs.json"
 GRAPH_NAME = "graph.mindir"
+FORWARD_NAME = "forward.mindir"
 SLICES_NAME = "slices.safetensors"
 RESULT_NAME = "result.json"
 LOG_NAME = "log.txt"
@@ -30,6 +31,7 @@ class Job:
             played, for the memory.
         weights: whether level 0 also makes this rank's slices of fresh weights; otherwise they take no memory, and the
             compiler tells its seconds.
+        forward: whether that also compiles the forward pass of evaluation, after the step as in a run.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Job:
     rank: int
     level: int
     weights: bool = True
+    forward: bool = False
 
     @property
     def num_ranks(self) -> int:

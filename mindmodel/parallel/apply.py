@@ -120,6 +120,11 @@ def laid_out_step(
     return AccumulatingStep(wrap(single, parallel.micro_batches), optimizer, train, totals, sharded)
 
 
+def single_loss(step: RankStep) -> OnlyLoss:
+    """What a step differentiates, for one micro-batch."""
+    return step.network.network if isinstance(step, AccumulatingStep) else step.network
+
+
 def _share(parameter: Parameter, plan: Plan, mesh: Mesh, rank: int, sharded: bool) -> float:
     """What a rank's slice of a parameter's gradient counts in a sum over all ranks."""
     if plan.stage_of(parameter.name) != stage_of(rank, mesh):
@@ -130,9 +135,13 @@ def _share(parameter: Parameter, plan: Plan, mesh: Mesh, rank: int, sharded: boo
     return math.prod(mesh.degree(axis) for axis in axes) / mesh.stage_size
 
 
-def partitioned(step: nn.Cell, parallel: ParallelSection) -> AutoParallel:
-    """The step as this process's rank compiles it; every rank is given the whole global batch."""
-    whole = AutoParallel(step, parallel_mode="semi_auto")
+def partitioned(network: nn.Cell, parallel: ParallelSection) -> AutoParallel:
+    """A network as this process's rank compiles it; every rank is given the whole global batch.
+
+    Compiled, parameters without numbers have the shapes of this rank's slices; those with numbers are cut.
+    """
+    whole = AutoParallel(network, parallel_mode="semi_auto")
+    whole.no_init_parameters_in_compile()
     whole.dataset_strategy("full_batch")
     stages = mesh_of(parallel).pp
     if stages > 1:

@@ -101,8 +101,7 @@ def plan_launch(
         LayoutError: if the degrees do not fit the workers, or this kind of device.
     """
     ascend = machine.runs_on_ascend(recipe.runtime.device)
-    if not ascend:
-        refuse_cut_weights(recipe)
+    refuse_cut_weights(recipe)
     devices = _devices(device_ids, ascend)
     workers = _num_workers(recipe, nodes, ascend, devices)
     resolved = resolve_degrees(recipe, workers)
@@ -171,21 +170,22 @@ def refuse_layout_without_graph(recipe: Recipe) -> None:
 
 
 def refuse_cut_weights(recipe: Recipe) -> None:
-    """A run is begun and evaluated with whole weights, so every rank must hold them whole; a CPU cuts only the batch.
+    """On CPU MindSpore partitions nothing: every rank holds the whole model, and only the batch is cut.
 
     Raises:
-        LayoutError: if the layout cuts more.
+        LayoutError: if the layout of a run on CPU cuts more.
     """
-    parallel, on_cpu = recipe.parallel, not machine.runs_on_ascend(recipe.runtime.device)
+    if machine.runs_on_ascend(recipe.runtime.device):
+        return
+    parallel = recipe.parallel
     cut = [f"{axis}={getattr(parallel, axis)}" for axis in ("tp", "pp", "cp") if getattr(parallel, axis) != 1]
-    cut = [name for name in cut if on_cpu or not name.startswith("cp")]
     if parallel.shard_optimizer != "none":
         cut.append(f"shard_optimizer={parallel.shard_optimizer}")
     if cut:
-        why = "on CPU only dp can be above 1" if on_cpu else "a run is begun and evaluated with whole weights"
         raise LayoutError(
-            f"recipe '{recipe.name}', parallel: {', '.join(cut)} cannot train here: {why}. Use dp alone; `--single` "
-            "for one device; `mindmodel dryrun --prove` compiles and proves the layout without a chip."
+            f"recipe '{recipe.name}', parallel: {', '.join(cut)} cannot train here: on CPU only dp can be above 1. Use "
+            "dp alone; `--single` for one device; `mindmodel dryrun --prove` compiles and proves the layout without a "
+            "chip; runtime.device=ascend trains it."
         )
 
 

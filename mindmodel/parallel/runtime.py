@@ -16,13 +16,15 @@ from mindspore import Tensor, nn, ops
 from mindmodel.build_cache import BuildError
 from mindmodel.errors import LayoutError, TrainingError, first_line
 from mindmodel.layers.native import library
-from mindmodel.machine import ascend_devices, runs_on_ascend
+from mindmodel.machine import ascend_devices
 from mindmodel.parallel.environment import num_threads, place
 from mindmodel.parallel.graph_cache import GraphCache, graph_key
 from mindmodel.parallel.ranks import Ranks
 from mindmodel.recipe.schema import Recipe
 from mindmodel.terminal import Terminal
 
+ANYWHERE = ("eval", "generate")
+"""Purposes for which a run that was trained on Ascend needs none."""
 CPU_MATMUL_SIZE = 1024
 PEAK_MEASURING_S = 0.5
 ASCEND_PEAK_FLOPS = 295e12  # 910B3; figures of this chip are also quoted against 313e12, which adds the vector unit
@@ -89,11 +91,13 @@ def start_runtime(recipe: Recipe, purpose: str, terminal: Optional[Terminal] = N
     runtime, cache, here = recipe.runtime, GraphCache(), place()
     in_graphs = runtime.mode == "graph"
     ms.set_context(mode=ms.GRAPH_MODE if in_graphs else ms.PYNATIVE_MODE)
-    device = _set_device(runtime.device)
+    device = _set_device(runtime.device, purpose)
     if runtime.deterministic:
         ms.set_deterministic(True)  # before the ranks meet, or their sums are left out
     if not in_graphs:
         ms.runtime.launch_blocking()  # else an operator's failure is raised lines after the one that called it
+    if device == "Ascend":
+        ms.set_context(jit_config={"jit_level": "O0"})  # as dry runs compile: kernel by kernel
     if here.num_ranks > 1:
         _meet(terminal or Terminal())
     ms.set_recursion_limit(20000)  # deep decoders nest deeper than the default
@@ -166,14 +170,14 @@ def _use_native_kernels(asked: str, threads: int, terminal: Terminal) -> bool:
     return True
 
 
-def _set_device(asked: str) -> str:
-    """`auto` is the Ascend device where there is one."""
-    if asked == "ascend" and not ascend_devices():
+def _set_device(asked: str, purpose: str) -> str:
+    """`auto` is the Ascend device where there is one; so is `ascend` for what a run is good for anywhere."""
+    if asked == "ascend" and purpose not in ANYWHERE and not ascend_devices():
         raise LayoutError(
             "runtime.device: 'ascend' is asked for and this machine has no Ascend device (/dev/davinci*). "
             "Use cpu or auto."
         )
-    device = "Ascend" if runs_on_ascend(asked) else "CPU"
+    device = "Ascend" if asked != "cpu" and ascend_devices() else "CPU"
     ms.set_device(device)
     return device
 

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
+from mindspore.nn.utils import no_init_parameters
 
 from mindmodel.data.loader import Batch, Share
 from mindmodel.models.decoder import Decoder, DecoderLoss
-from mindmodel.parallel.apply import laid_out_step, partitioned
+from mindmodel.parallel.apply import laid_out_step, partitioned, single_loss
 from mindmodel.parallel.local import DataParallelStep, RankStep
 from mindmodel.parallel.mesh import mesh_of
 from mindmodel.parallel.plans.decoder import decoder_plan
-from mindmodel.recipe.schema import Recipe
+from mindmodel.recipe.schema import ParallelSection, Recipe
 from mindmodel.train.optim import AdamW
 from mindmodel.train.step import TrainStep
 
@@ -37,10 +38,25 @@ class Built:
     share: Share
     rows: int
 
+    @property
+    def is_partitioned(self) -> bool:
+        """Whether MindSpore cuts the step, so that once it is compiled this rank's parameters are slices."""
+        return isinstance(self.step, RankStep)
+
+    def forward_pass(self, recipe: Recipe) -> nn.Cell:
+        """The network for evaluation, of as many sequences as a micro-batch of `rows` has.
+
+        Of a partitioned step it is that of the step, to be compiled after it. That gives the cross entropy alone; of
+        several stages only the last has it.
+        """
+        if self.is_partitioned:
+            return partitioned(single_loss(self.step), recipe.parallel).set_train(False)
+        return DecoderLoss(self.decoder, recipe.model.vocab_size, gradient=False).set_train(False)
+
     def example(self, recipe: Recipe) -> tuple[Tensor, ...]:
         """Inputs of the shapes and dtypes that `run` gives `whole`; nothing is in them."""
         ids = Tensor(np.zeros((self.rows, recipe.data.seq_len), np.int32))
-        return (ids, ids) if isinstance(self.step, RankStep) else (ids, ids, Tensor(0.0, ms.float32))
+        return (ids, ids) if self.is_partitioned else (ids, ids, Tensor(0.0, ms.float32))
 
     def run(self, batch: Batch, lr: float) -> tuple[Tensor, ...]:
         """One step: mean cross entropy of the global batch, gradient norm before clipping, whether it was applied, and
@@ -50,6 +66,18 @@ class Built:
             return self.whole(*inputs, Tensor(lr, ms.float32))
         self.step.set_scalars(int((batch.labels >= 0).sum()), lr)
         return self.whole(*inputs)
+
+
+def is_partitioned(parallel: ParallelSection) -> bool:
+    """Whether MindSpore cuts the step of a layout over its ranks; on CPU every rank holds the whole model."""
+    return mesh_of(parallel).num_devices > 1 and ms.get_context("device_target") != "CPU"
+
+
+def build_without_numbers(recipe: Recipe, rank: int = 0) -> Built:
+    """As build, of parameters that have a shape and take no memory; where the step is partitioned, that of this rank's
+    slice once it is compiled. They are to be filled then."""
+    with no_init_parameters():
+        return build(recipe, rank)
 
 
 def build(recipe: Recipe, rank: int = 0) -> Built:
@@ -73,7 +101,7 @@ def build(recipe: Recipe, rank: int = 0) -> Built:
     network = DecoderLoss(decoder, model.vocab_size, train.z_loss, norms=norms and whole_model)
     if mesh.num_devices == 1:
         step = TrainStep(network, optimizer, train, parallel.micro_batches)
-    elif whole_model:
+    elif not is_partitioned(parallel):
         step = DataParallelStep(network, optimizer, train, parallel.micro_batches)
         share, rows = Share(index=rank, of=mesh.dp), recipe.sequences_per_rank
     else:

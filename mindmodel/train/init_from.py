@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, Mapping
-
-import numpy as np
 
 from mindmodel.checkpoint.index import INDEX_NAME
+from mindmodel.checkpoint.load import Float32Blocks
 from mindmodel.checkpoint.run_folder import RunFolder, resolve_weights
-from mindmodel.checkpoint.tensor_file import LazyTensor
 from mindmodel.convert.folder import CONFIG, GENERATION_CONFIG, read_config, read_tensors
 from mindmodel.convert.rules import to_ours
 from mindmodel.errors import CheckpointError
@@ -18,22 +15,6 @@ from mindmodel.files import copy_file
 from mindmodel.models.family import architecture_differences, family_of, parameter_shapes
 from mindmodel.recipe.load import recipe_from_dict
 from mindmodel.recipe.schema import ModelSection, Recipe
-
-
-class _Read(Mapping[str, np.ndarray]):
-    """Lazy tensors as a mapping to arrays, one in memory at a time."""
-
-    def __init__(self, tensors: Mapping[str, LazyTensor]) -> None:
-        self._tensors = tensors
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self._tensors[name].read()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +26,7 @@ class Initial:
         origin: the folder of the configuration that they were imported with; it may be missing.
     """
 
-    weights: Mapping[str, np.ndarray]
+    weights: Float32Blocks
     origin: Path
 
 
@@ -67,13 +48,15 @@ def initial_weights(recipe: Recipe) -> Initial:
         run, checkpoint = resolve_weights(path)
         theirs = recipe_from_dict(checkpoint.index.recipe, checkpoint.path / INDEX_NAME)
         _refuse_other_model(path, theirs.model, recipe.model)
-        return Initial(weights=checkpoint.weights(), origin=run.huggingface)
+        weights = checkpoint.weights()
+        return Initial(weights=Float32Blocks(weights.shapes(), weights.block), origin=run.huggingface)
     config = read_config(path)
     family = family_of(config, path / CONFIG)
     model = family.read_config(config, path / CONFIG)
     _refuse_other_model(path, model, recipe.model)
     tensors = to_ours(family.rules, model, parameter_shapes(model), read_tensors(path), path)
-    return Initial(weights=_Read(tensors), origin=path)
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    return Initial(weights=Float32Blocks.of_whole(shapes, lambda name: tensors[name].read()), origin=path)
 
 
 def keep_origin(initial: Initial, run: RunFolder) -> None:

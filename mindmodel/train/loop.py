@@ -8,11 +8,10 @@ from typing import Optional, Union
 
 from mindmodel.data.loader import heldout_batches
 from mindmodel.errors import CheckpointError, NotFiniteError
-from mindmodel.models.decoder import DecoderLoss
 from mindmodel.parallel.runtime import Runtime, peak_flops
 from mindmodel.recipe.estimate import FLOP_FORMULA, estimate
 from mindmodel.terminal import Terminal, duration
-from mindmodel.train.evaluate import Evaluation, compile_evaluation, evaluate
+from mindmodel.train.evaluate import Evaluation, compile_evaluation, evaluate, no_evaluation
 from mindmodel.train.init_from import keep_origin
 from mindmodel.train.metrics import Metrics, NoMetrics, Utilisation
 from mindmodel.train.run import OpenedRun
@@ -30,7 +29,7 @@ class Training(Stepping):
         if opened.initial is not None:
             keep_origin(opened.initial, opened.folder)
         self.evaluation: Optional[Evaluation] = None
-        self.eval_network = DecoderLoss(self.decoder, recipe.model.vocab_size, gradient=False).set_train(False)
+        self.eval_network = self.built.forward_pass(recipe)
         self.saving = Saving(self)
         peak, peak_name = peak_flops(runtime)
         self.utilisation = Utilisation(
@@ -112,16 +111,17 @@ class Training(Stepping):
     def evaluate(self, metrics: Union[Metrics, NoMetrics]) -> None:
         """Held-out loss, as a row of the metrics; nothing if nothing is held out."""
         recipe, heldout = self.recipe, self.opened.corpus.heldout
-        if heldout.num_tokens < 2:
+        if heldout.num_tokens < 2 or no_evaluation(recipe):
             return
-        count, seq_len = recipe.sequences_per_rank // recipe.parallel.micro_batches, recipe.data.seq_len
+        count, seq_len = self.built.rows // recipe.parallel.micro_batches, recipe.data.seq_len
         self.heartbeat.beat("compiling" if self.evaluation is None else "evaluating", self.step)
         if self.evaluation is None:
             with self.runtime.compiling("the evaluation graph", self.terminal):
                 compile_evaluation(self.eval_network, count, seq_len)
         self.terminal.status(f"{self.step}/{recipe.train.steps} evaluating on held-out documents")
         self.heartbeat.beat("evaluating", self.step)
-        self.evaluation = evaluate(self.eval_network, heldout_batches(heldout, seq_len, count), self.ranks)
+        batches = heldout_batches(heldout, seq_len, count)
+        self.evaluation = evaluate(self.eval_network, batches, self.ranks, together=self.built.is_partitioned)
         metrics.write(self.step, {"eval_loss": self.evaluation.loss, "eval_tokens": self.evaluation.tokens})
         self.saving.note(self.evaluation.loss)
         self.terminal.say(f"step {self.step}: held-out loss {self.evaluation.loss:.4f}")

@@ -20,8 +20,11 @@ from mindmodel.checkpoint.run_folder import RunFolder
 from mindmodel.data.loader import TrainBatches
 from mindmodel.data.prepare import Corpus, prepare, reopen
 from mindmodel.errors import CheckpointError, LaunchError, LayoutError, RecipeError
-from mindmodel.machine import memory
+from mindmodel.fleet.chips import DEFAULT_CHIP, find_chip
+from mindmodel.fleet.memory import estimate_memory
+from mindmodel.machine import memory, runs_on_ascend
 from mindmodel.parallel.launch import refuse_cut_weights, refuse_layout_without_graph
+from mindmodel.parallel.mesh import mesh_of
 from mindmodel.recipe.dump import describe, recipe_to_dict
 from mindmodel.recipe.estimate import estimate
 from mindmodel.recipe.load import recipe_from_dict
@@ -273,8 +276,12 @@ def _with_vocab_size(recipe: Recipe, tokenizer_size: int) -> Recipe:
 
 
 def _refuse_too_large(recipe: Recipe) -> None:
-    """What is held even when activations are not counted must fit into main memory, as soon as it is known."""
+    """On Ascend a rank must fit into a chip; on CPU what is held, activations not counted, into main memory; as soon as
+    the sizes are known."""
     if recipe.model.vocab_size is None:
+        return
+    if runs_on_ascend(recipe.runtime.device):
+        _refuse_too_large_for_chip(recipe)
         return
     need, machine = estimate(recipe, recipe.model.vocab_size), memory()
     needed = need.state_bytes + need.logit_bytes
@@ -283,4 +290,17 @@ def _refuse_too_large(recipe: Recipe) -> None:
             f"recipe '{recipe.name}': weights, gradients, moments and the logits of a micro-batch are "
             f"{needed / 2**30:,.1f} GiB; this machine has {machine.total_bytes / 2**30:,.1f} GiB. Use a smaller model, "
             "more parallel.micro_batches or fewer train.tokens_per_step; --shrink keeps the structure."
+        )
+
+
+def _refuse_too_large_for_chip(recipe: Recipe) -> None:
+    """Slices, gradients, moments and activations of the ranks of a stage; all stages are looked at."""
+    chip, mesh = find_chip(DEFAULT_CHIP), mesh_of(recipe.parallel)
+    needs = {rank: estimate_memory(recipe, rank).total for rank in (mesh.rank(pp=stage) for stage in range(mesh.pp))}
+    rank = max(needs, key=lambda rank: needs[rank])
+    if needs[rank] > chip.hbm_bytes:
+        raise RecipeError(
+            f"recipe '{recipe.name}': rank {rank} needs {needs[rank] / 2**30:,.1f} GiB at the peak of a step; a chip "
+            f"({chip.name}) has {chip.hbm_bytes / 2**30:,.0f} GiB. Use more parallel.tp or pp, shard_optimizer, "
+            "recompute or micro_batches: `mindmodel dryrun` tells what each needs."
         )

@@ -7,11 +7,24 @@ from typing import Iterable, Mapping, Optional
 import numpy as np
 from mindspore import Parameter, Tensor
 
-from mindmodel.checkpoint.load import Checkpoint, in_turn, misfit_message, misfits, shapes_of
+from mindmodel.checkpoint.layout import optimizer_placements, weight_placements
+from mindmodel.checkpoint.load import (
+    Blocks,
+    Checkpoint,
+    Float32Blocks,
+    HeldTensors,
+    in_turn,
+    misfit_message,
+    misfits,
+    shapes_of,
+)
 from mindmodel.checkpoint.tensor_file import LazyTensor
-from mindmodel.errors import CheckpointError
-from mindmodel.models.decoder import Decoder
+from mindmodel.errors import CheckpointError, LayoutError
+from mindmodel.models.decoder import Decoder, initial_weight
+from mindmodel.models.family import parameter_shapes
+from mindmodel.parallel.mesh import mesh_of
 from mindmodel.recipe.schema import Recipe
+from mindmodel.train.build import Built
 
 
 def tensors_of(parameters: Iterable[Parameter]) -> dict[str, LazyTensor]:
@@ -38,12 +51,78 @@ def fill(parameters: Iterable[Parameter], arrays: Mapping[str, np.ndarray], wher
     if found := misfits(shapes, shapes_of(arrays)):
         raise CheckpointError(misfit_message(where, found))
     for name, array in in_turn(arrays, list(named)):
-        named[name].set_data(Tensor(_own(array)))
+        _set(named[name], _own(array))
+
+
+def _set(parameter: Parameter, array: np.ndarray) -> None:
+    """A slice stays known as one: else the next graph that is compiled would cut it again."""
+    parameter.set_data(Tensor(array), slice_shape=parameter.sliced)
 
 
 def _own(array: np.ndarray) -> np.ndarray:
     """The array in float32, in memory of its own: a view of a file is copied, what was put together is not."""
     return array if array.flags.owndata and array.dtype == np.float32 else np.array(array, dtype=np.float32)
+
+
+def fresh_weights(recipe: Recipe) -> Float32Blocks:
+    """The weights that a run begins with, the same for every layout; one is made at a time."""
+    model, shapes = recipe.model, parameter_shapes(recipe.model)
+    return Float32Blocks.of_whole(shapes, lambda name: initial_weight(name, shapes[name], model, recipe.train.seed))
+
+
+def hold(
+    built: Built, recipe: Recipe, rank: int, weights: Blocks, optimizer: Optional[Blocks] = None, where: str = ""
+) -> None:
+    """Give a rank its blocks of weights and optimizer state; of a partitioned step, once it is compiled.
+
+    Args:
+        optimizer: default zero, as at the beginning.
+        where: the tensors' origin, for the message.
+
+    Raises:
+        CheckpointError: if they are not those of the recipe's model; nothing is set then.
+        LayoutError: if MindSpore has cut the parameters otherwise than the plan says.
+    """
+    mesh, placements = mesh_of(recipe.parallel), weight_placements(recipe)
+    parameters = built.decoder.trainable_params()
+    held = HeldTensors(weights, placements, mesh, rank, where)
+    if built.is_partitioned:
+        _refuse_other_cuts(parameters, held.shapes(), built.whole.parallel_parameter_name_list, rank)
+    moments: Mapping[str, np.ndarray] = {}
+    if optimizer is not None:
+        moments = HeldTensors(optimizer, optimizer_placements(placements), mesh, rank, where)
+    fill((parameter for parameter in parameters if parameter.name in held), held, where)
+    fill((parameter for name, parameter in built.optimizer.state().items() if name in moments), moments, where)
+    if built.is_partitioned:
+        _clear_others(built)
+
+
+def _refuse_other_cuts(
+    parameters: Iterable[Parameter], planned: Mapping[str, tuple[int, ...]], in_graph: Iterable[str], rank: int
+) -> None:
+    """What is filled and saved must be what the compiled graph holds."""
+    names = set(in_graph)
+    cut = {
+        parameter.name: tuple(parameter.shape)
+        for parameter in parameters
+        if parameter.name in names and not parameter.param_info.is_pipeline_shared_param
+    }
+    differing = sorted(name for name in cut.keys() | planned if cut.get(name) != planned.get(name))
+    if differing:
+        told = "; ".join(f"'{name}' is {cut.get(name)}, by the plan {planned.get(name)}" for name in differing)
+        raise LayoutError(
+            f"rank {rank}: MindSpore's compiler has cut parameters otherwise than the plan: {told}. Mend the "
+            "ParameterRules and StageRules in mindmodel/parallel/plans; nothing was trained."
+        )
+
+
+def _clear_others(built: Built) -> None:
+    """Zero where the graph has parameters without numbers: sums of gradients, fresh moments, and the copy of a tied
+    embedding, which its own stage sends before it is used."""
+    names = set(built.whole.parallel_parameter_name_list)
+    for parameter in built.whole.get_parameters():
+        if parameter.has_init and parameter.name in names:
+            _set(parameter, np.zeros(parameter.shape, np.float32))
 
 
 def load_decoder(recipe: Recipe, checkpoint: Checkpoint, seq_len: Optional[int] = None) -> Decoder:

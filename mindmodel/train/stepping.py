@@ -7,21 +7,17 @@ from contextlib import nullcontext
 
 import numpy as np
 
-from mindmodel.checkpoint.layout import optimizer_placements, weight_placements
-from mindmodel.checkpoint.load import Checkpoint, HeldTensors
 from mindmodel.data.loader import Batch
 from mindmodel.errors import NotFiniteError
-from mindmodel.models.decoder import initialize
 from mindmodel.parallel.heartbeat import heartbeat_of_this_process
-from mindmodel.parallel.mesh import mesh_of
 from mindmodel.parallel.runtime import Runtime
 from mindmodel.terminal import Terminal
-from mindmodel.train.build import build
+from mindmodel.train.build import Built, build, build_without_numbers, is_partitioned
 from mindmodel.train.norms import norm_columns
 from mindmodel.train.run import OpenedRun
 from mindmodel.train.schedule import learning_rate
 from mindmodel.train.slow_ranks import SlowRanks
-from mindmodel.train.state import fill
+from mindmodel.train.state import fresh_weights, hold
 
 
 class Stepping:
@@ -37,30 +33,33 @@ class Stepping:
         self.recipe, self.ranks = opened.recipe, runtime.ranks
         self.step = self.first_step = opened.position.step
         self.heartbeat, self.slow_ranks = heartbeat_of_this_process(), SlowRanks(runtime)
-        self.built = build(self.recipe, self.ranks.rank)
+        self.built = self._build()
         self.decoder, self.optimizer = self.built.decoder, self.built.optimizer
         self._norm_outputs: list[np.ndarray] = []
         self._fill()
 
-    def _fill(self) -> None:
-        """Weights and optimizer state: the checkpoint's, those of train.init_from, or fresh ones."""
-        checkpoint = self.opened.position.checkpoint
-        if checkpoint is not None:
-            self._fill_from(checkpoint)
-        elif self.opened.initial is not None:
-            where = str(self.recipe.train.init_from)
-            fill(self.decoder.trainable_params(), self.opened.initial.weights, where)
-        else:
-            initialize(self.decoder, self.recipe.model, self.recipe.train.seed)
+    def _build(self) -> Built:
+        """A partitioned step is compiled before it has a weight: no rank ever holds more than its slices."""
+        if not is_partitioned(self.recipe.parallel):
+            return build(self.recipe, self.ranks.rank)
+        built = build_without_numbers(self.recipe, self.ranks.rank)
+        self.heartbeat.beat("compiling", self.step)
+        # is a kept graph cut as a new one? No chip has said so
+        with self.runtime.compiling("the training graph", self.terminal, kept=False):
+            built.whole.compile(*built.example(self.recipe))
+        return built
 
-    def _fill_from(self, checkpoint: Checkpoint) -> None:
-        """This rank's blocks of weights and optimizer state, whichever ranks have written them."""
-        mesh, rank, where = mesh_of(self.recipe.parallel), self.ranks.rank, str(checkpoint.path)
-        weights = weight_placements(self.recipe)
-        optimizer = optimizer_placements(weights)
-        fill(self.decoder.trainable_params(), HeldTensors(checkpoint.weights(), weights, mesh, rank, where), where)
-        fill(self.optimizer.state().values(), HeldTensors(checkpoint.optimizer(), optimizer, mesh, rank, where), where)
-        checkpoint.release()
+    def _fill(self) -> None:
+        """This rank's weights and optimizer state: the checkpoint's, those of train.init_from, or fresh ones."""
+        checkpoint, initial = self.opened.position.checkpoint, self.opened.initial
+        recipe, rank = self.recipe, self.ranks.rank
+        if checkpoint is not None:
+            hold(self.built, recipe, rank, checkpoint.weights(), checkpoint.optimizer(), str(checkpoint.path))
+            checkpoint.release()
+        elif initial is not None:
+            hold(self.built, recipe, rank, initial.weights, where=str(recipe.train.init_from))
+        else:
+            hold(self.built, recipe, rank, fresh_weights(recipe))
 
     def batch_of(self, step: int) -> Batch:
         """This rank's share of the samples of a step, counted from 1."""
@@ -77,7 +76,8 @@ class Stepping:
         Raises:
             NotFiniteError: if loss or gradients are not finite and train.check_finite is stop.
         """
-        step, lr, first = self.step + 1, self.learning_rate_of(self.step + 1), self.step == self.first_step
+        step, lr = self.step + 1, self.learning_rate_of(self.step + 1)
+        first = self.step == self.first_step and not self.built.is_partitioned
         self.heartbeat.beat("data", step)
         with self.slow_ranks.reading():
             batch = self.batch_of(step)

@@ -5,6 +5,7 @@ A test with a parameter `layout` has that layout compiled: all that the session 
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import subprocess
 from functools import cached_property
@@ -171,13 +172,13 @@ def pytest_generate_tests(metafunc):
 @pytest.fixture(scope="session")
 def partitions(standin, request):
     """The layouts that the tests of this session need: MindSpore is loaded once, then each rank is a fork."""
-    users = (item for item in request.session.items if "partitions" in item.fixturenames)
-    settings = [item.callspec.params for item in users if hasattr(item, "callspec")]
-    needed = list(dict.fromkeys(params["layout"] for params in settings if "layout" in params))
+    users = [item for item in request.session.items if "partitions" in item.fixturenames and hasattr(item, "callspec")]
+    needed = list(dict.fromkeys(item.callspec.params["layout"] for item in users if "layout" in item.callspec.params))
+    evaluated = {item.callspec.params["layout"] for item in users if "forward_passes" in item.fixturenames}
     references = {name: reference(LAYOUTS[name]) for name in needed if name in LAYOUTS}
     recipes = enumerate(dict.fromkeys(references.values()))
     alone = {recipe: Job(name=f"one-{number}", recipe=recipe, rank=0, level=0) for number, recipe in recipes}
-    ranks = {name: _jobs(name, f"layout-{number}-") for number, name in enumerate(needed)}
+    ranks = {name: _jobs(name, f"layout-{number}-", name in evaluated) for number, name in enumerate(needed)}
     with compiled([*alone.values(), *itertools.chain(*ranks.values())], 2) as results:
         executions = {}
         yield {
@@ -191,9 +192,9 @@ def partitions(standin, request):
         }
 
 
-def _jobs(name, prefix):
+def _jobs(name, prefix, forward):
     if name in LAYOUTS:
-        return jobs_of(LAYOUTS[name], prefix)
+        return [dataclasses.replace(job, forward=forward) for job in jobs_of(LAYOUTS[name], prefix)]
     jobs = jobs_of(SIZES[name], prefix)
     return [jobs[0], *(jobs[-1:] if SIZES[name].parallel.pp > 1 else [])]
 
@@ -202,6 +203,12 @@ def _jobs(name, prefix):
 def partition(partitions, layout):
     """The test's layout."""
     return partitions[layout]
+
+
+@pytest.fixture
+def forward_passes(partition):
+    """Of its ranks, with which a run evaluates; they are compiled for the tests that ask for them."""
+    return [rank.forward_pass() for rank in partition.ranks]
 
 
 CODE = r"""

@@ -14,12 +14,8 @@ import pytest
 
 from mindmodel.errors import LaunchError, LayoutError
 from mindmodel.parallel import launch
-from mindmodel.parallel.launch import (
-    parse_device_ids,
-    plan_launch,
-    refuse_cut_weights,
-    refuse_layout_without_graph,
-)
+from mindmodel.parallel.launch import parse_device_ids, plan_launch, refuse_layout_without_graph
+from mindmodel.parallel.mesh import mesh_of
 from mindmodel.parallel.nodes import Nodes
 from mindmodel.recipe.load import recipe_from_dict
 from mindmodel.recipe.rules import with_defaults
@@ -188,10 +184,18 @@ def test_a_cpu_trains_data_parallel_only(parallel, cut):
         plan_launch(recipe("cpu", **parallel), ONE_NODE, [])
 
 
-def test_on_ascend_the_weights_must_be_whole_to_be_saved():
-    with pytest.raises(LayoutError, match="pp=2 cannot train here: a run is begun and evaluated with whole weights"):
-        refuse_cut_weights(recipe("ascend", pp=2, dp=1, micro_batches=2))
-    refuse_cut_weights(recipe("ascend", cp=2, dp=4))
+@pytest.mark.parametrize(
+    "parallel",
+    [
+        {"tp": 2},
+        {"pp": 2, "dp": 1, "micro_batches": 2},
+        {"cp": 2, "dp": 4, "micro_batches": 16},
+        {"dp": 2, "shard_optimizer": "states"},
+    ],
+)
+def test_ascend_trains_every_layout(parallel):
+    launch = plan_launch(recipe("ascend", **parallel), ONE_NODE, [])
+    assert launch.workers == mesh_of(launch.recipe.parallel).num_devices
 
 
 def test_a_layout_of_ascend_devices_needs_the_graph():

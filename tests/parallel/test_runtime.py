@@ -30,6 +30,15 @@ def test_ascend_without_a_device_is_refused(runtime, small_recipe, monkeypatch):
         module.start_runtime(with_runtime(small_recipe, device="ascend"), "tests")
 
 
+@pytest.mark.parametrize("purpose", ["eval", "generate"])
+def test_a_run_of_ascend_is_used_on_cpu_where_there_is_no_device(runtime, small_recipe, monkeypatch, purpose):
+    from mindmodel.parallel import runtime as module
+
+    monkeypatch.setattr(module, "GraphCache", lambda: runtime.cache)
+    recipe = with_runtime(small_recipe, device="ascend", compile_cache=False)
+    assert module.start_runtime(recipe, purpose).device == "CPU"
+
+
 def test_the_peak_is_measured_and_named(runtime):
     from mindmodel.parallel.runtime import peak_flops
 

@@ -12,6 +12,7 @@ import pytest
 from mindmodel.checkpoint.run_folder import RunFolder
 from mindmodel.checkpoint.save import save_checkpoint
 from mindmodel.errors import CheckpointError, DataError, LaunchError, LayoutError, RecipeError
+from mindmodel.fleet.chips import find_chip
 from mindmodel.machine import Memory
 from mindmodel.recipe.dump import recipe_to_dict
 from mindmodel.recipe.load import load_recipe
@@ -167,3 +168,17 @@ def test_a_model_that_is_larger_than_the_machine_is_refused(vocab_size, recipe, 
     with owned(folder), pytest.raises(RecipeError, match=message):
         open_run(wanted, folder, find_position(wanted, folder, terminal), terminal)
     assert (folder.path / "data").exists() == (vocab_size is None)  # known sizes are refused before text is read
+
+
+def test_a_rank_that_is_larger_than_a_chip_is_refused_and_its_slice_is_not(recipe, folder, terminal, monkeypatch):
+    monkeypatch.setattr(room, "memory", lambda: Memory(total_bytes=2**18, free_bytes=2**18))  # the host's is not asked
+    monkeypatch.setattr(room, "find_chip", lambda name: dataclasses.replace(find_chip(name), hbm_bytes=1 << 23))
+    large = with_keys(recipe, "model", vocab_size=8192, num_kv_heads=4, head_size=8)
+    wanted = with_keys(large, "runtime", device="ascend")
+    wanted = with_keys(wanted, "parallel", dp=1)
+    message = "recipe 'small': rank 0 needs 0.0 GiB at the peak of a step; a chip .910B3. has 0 GiB. Use more"
+    with owned(folder), pytest.raises(RecipeError, match=message):
+        open_run(wanted, folder, find_position(wanted, folder, terminal), terminal)
+    cut = with_keys(wanted, "parallel", tp=4)
+    with owned(folder):
+        open_run(cut, folder, find_position(cut, folder, terminal), terminal)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import ml_dtypes
 import numpy as np
 import pytest
 from crew import held, save_by_all
 
+from mindmodel.checkpoint.blocks import Block
 from mindmodel.checkpoint.load import open_checkpoint
 from mindmodel.checkpoint.shares import Placement
-from mindmodel.errors import CheckpointError
+from mindmodel.errors import CheckpointError, LayoutError
 from mindmodel.parallel.mesh import Mesh
+from mindmodel.recipe.rules import with_defaults
 
 
 @pytest.fixture
@@ -79,3 +83,43 @@ def test_a_parameter_is_fetched_when_it_is_read(parameters):
     lazy = tensors_of(parameters)["a"]
     assert (lazy.shape, lazy.dtype) == ((2, 3), np.float32)
     np.testing.assert_array_equal(lazy.read(), np.zeros((2, 3), np.float32))
+
+
+class Cut:
+    """A parameter as MindSpore has cut it."""
+
+    def __init__(self, name, shape, shared=False):
+        self.name, self.shape = name, shape
+        self.param_info = SimpleNamespace(is_pipeline_shared_param=shared)
+
+
+@pytest.mark.parametrize(
+    "parameters, in_graph, message",
+    [
+        ([Cut("a", (2, 4))], "ab", r"'a' is \(2, 4\), by the plan \(2, 2\); 'b' is None, by the plan \(3,\)"),
+        ([Cut("a", (2, 2)), Cut("b", (3,)), Cut("c", (1,))], "abc", r"'c' is \(1,\), by the plan None"),
+        ([Cut("a", (2, 2)), Cut("b", (3,))], "a", r"'b' is None, by the plan \(3,\)"),
+    ],
+)
+def test_a_cut_that_the_plan_does_not_know_is_refused(runtime, parameters, in_graph, message):
+    from mindmodel.train.state import _refuse_other_cuts
+
+    with pytest.raises(LayoutError, match=f"rank 3: .* otherwise than the plan: {message}. Mend the ParameterRules"):
+        _refuse_other_cuts(parameters, {"a": (2, 2), "b": (3,)}, in_graph, 3)
+
+
+def test_other_stages_and_the_copy_of_a_tied_embedding_are_not_held(runtime):
+    from mindmodel.train.state import _refuse_other_cuts
+
+    parameters = [Cut("a", (2, 2)), Cut("table", (9, 9), shared=True), Cut("of another stage", (5,))]
+    _refuse_other_cuts(parameters, {"a": (2, 2)}, ("a", "table"), 0)
+
+
+def test_fresh_weights_are_the_same_block_by_block(runtime, small_recipe):
+    from mindmodel.train.state import fresh_weights
+
+    weights = fresh_weights(with_defaults(small_recipe))
+    whole = weights["embedding.weight"]
+    block = Block(offset=(150, 4), shape=(150, 4))
+    np.testing.assert_array_equal(weights.block("embedding.weight", block), whole[150:, 4:], strict=True)
+    assert whole.std() > 0 and (weights["norm.weight"] == 1).all() and len(weights) == len(set(weights))
