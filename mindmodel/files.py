@@ -44,9 +44,14 @@ def copy_file(source: Path, target: Path) -> None:
         os.fsync(writer.fileno())
 
 
+def temporary_of(path: Path, attempt: str = "") -> Path:
+    """The folder beside `path` that is filled before it gets that name; `attempt` tells writers apart."""
+    return path.with_name(f".{path.name}.{attempt}.tmp" if attempt else f".{path.name}.tmp")
+
+
 @contextmanager
-def write_folder_safely(path: Path) -> Iterator[Path]:
-    """Fill `.NAME.tmp` beside `path`; when the block ends well it becomes `path`, replacing what stood there.
+def write_folder_safely(path: Path, attempt: str = "") -> Iterator[Path]:
+    """Fill `temporary_of(path)`; when the block ends well it becomes `path`, replacing what stood there.
 
     The files inside must be synced by who writes them. When the block fails, the temporary folder is removed and `path`
     is as it was.
@@ -55,7 +60,7 @@ def write_folder_safely(path: Path) -> Iterator[Path]:
         OSError: as the system reports it.
     """
     path = Path(path)
-    temporary, old = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old")
+    temporary, old = temporary_of(path, attempt), path.with_name(f".{path.name}.old")
     for leftover in (temporary, old):
         if leftover.exists():
             shutil.rmtree(leftover)

@@ -11,6 +11,7 @@ from typing import Callable
 
 import numpy as np
 
+from mindmodel.checkpoint.blocks import Block, fault_of, whole
 from mindmodel.checkpoint.part import Crew
 from mindmodel.checkpoint.save import save_checkpoint
 from mindmodel.checkpoint.shares import Placement, held_block
@@ -61,6 +62,28 @@ def random_arrays(shapes, seed: int = 0) -> dict[str, np.ndarray]:
     }
 
 
+def random_blocks(draw: random.Random, shape) -> list[Block]:
+    """Of a tensor that was cut at random again and again."""
+    blocks = [whole(shape)]
+    for _ in range(draw.randrange(8)):
+        one = blocks.pop(draw.randrange(len(blocks)))
+        dim = draw.randrange(len(shape))
+        size = draw.randrange(one.shape[dim] + 1)
+        for start, length in ((0, size), (size, one.shape[dim] - size)):
+            offset, extent = list(one.offset), list(one.shape)
+            offset[dim] += start
+            extent[dim] = length
+            blocks.append(Block(offset=tuple(offset), shape=tuple(extent)))
+        blocks = [one for one in blocks if 0 not in one.shape]
+    return blocks
+
+
+def fault_of_blocks(blocks, shape) -> str:
+    """As fault_of, of blocks one by one."""
+    columns = ([block.offset for block in blocks], [block.shape for block in blocks])
+    return fault_of(*(np.array(column, int).reshape(len(blocks), len(shape)) for column in columns), shape)
+
+
 def held(arrays, placements, mesh: Mesh) -> Callable[[int], dict[str, np.ndarray]]:
     """What each rank holds of whole tensors."""
 
@@ -73,7 +96,7 @@ def held(arrays, placements, mesh: Mesh) -> Callable[[int], dict[str, np.ndarray
 
 def save_by_all(folder: Path, step: int, holding: Callable[[int], dict], placements, mesh: Mesh, **crew) -> Path:
     """Save from all ranks what each holds; moments are the optimizer's."""
-    base = Crew(mesh=mesh, placements=placements, attempt="a", **{"patience_s": 20, **crew})
+    base = Crew(mesh=mesh, placements=placements, **{"attempt": "a", "patience_s": 20, **crew})
 
     def save(rank: int) -> Path:
         mine = holding(rank)

@@ -53,11 +53,11 @@ ALIVE = [1, 2, 2, 2, 3, 4, 4, 4, 4]
 """Matrices that are held while each of the first kernels runs: its results, and what is still to be read."""
 
 
-def step(begin_ms, kernel_ms=2, gap_ms=1):
+def step(begin_ms, kernel_ms=2, gap_ms=1, kernels=KERNELS):
     """Data in the first millisecond, then the kernels one after another, and a millisecond at the end."""
     begin, events, memory = begin_ms * MS, [], []
     now = begin + MS
-    for number, one in enumerate(KERNELS):
+    for number, one in enumerate(kernels):
         events.append(Event(scope=one.scope, begin_ns=now, end_ns=now + kernel_ms * MS))
         memory.append((now - 10, FIXED + BYTES * (ALIVE[number] if number < len(ALIVE) else 2)))
         now += (kernel_ms + gap_ms) * MS

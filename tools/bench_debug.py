@@ -44,7 +44,10 @@ class Tool:
 
 
 PLAIN = "mindmodel_step"
-TOOLS = {"trace": Tool(child="traced_step", bound=3.0)}
+TOOLS = {
+    "trace": Tool(child="traced_step", bound=3.0),
+    "profile": Tool(child="profiled_step", bound=1.1),
+}
 HEADER = ["tool", "size", "dtype", "step_s", "with_tool_s", "ratio", "bound", "spread"]
 
 

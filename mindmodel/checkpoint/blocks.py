@@ -1,9 +1,11 @@
-"""Blocks of a tensor: where two of them meet, and whether some make it up. Pure Python."""
+"""Blocks of a tensor: where two of them meet, and whether some make it up."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Optional, Sequence
+from typing import Any, Optional
+
+import numpy as np
 
 Shape = tuple[int, ...]
 OVERLAP, GAP = "two slices overlap", "its slices leave a gap"
@@ -39,24 +41,32 @@ def common(one: Block, other: Block) -> Optional[Block]:
     return Block(offset=starts, shape=sizes) if all(size > 0 for size in sizes) else None
 
 
-def fault_of(blocks: Sequence[Block], shape: Shape) -> str:
+def fault_of(offsets: np.ndarray, shapes: np.ndarray, whole_shape: Shape) -> str:
     """Why blocks, each inside the tensor, do not make it up exactly; empty when they do.
 
-    Dim by dim: the blocks' edges cut it into bands, and what lies over a band must make up the dims behind. Time grows
-    with the pairs of a block and a band, not with pairs of blocks.
+    The blocks' edges cut the last dim into bands, and what lies over a band must make up the dims before. So time grows
+    with bands times blocks; in the first dim, where most cuts are, it grows as sorting does.
+
+    Args:
+        offsets, shapes: (blocks, dims).
     """
-    return _fault([(block.offset, block.shape) for block in blocks], shape, 0)
+    if not whole_shape:
+        return "" if len(offsets) == 1 else OVERLAP if len(offsets) else GAP
+    ends = offsets + shapes
+    if len(whole_shape) == 1:
+        return _fault_of_line(offsets[:, 0], ends[:, 0], whole_shape[0])
+    edges = np.unique(np.concatenate([[0, whole_shape[-1]], offsets[:, -1], ends[:, -1]]))
+    for low, high in zip(edges, edges[1:]):
+        over = (offsets[:, -1] <= low) & (ends[:, -1] >= high)
+        if fault := fault_of(offsets[over, :-1], shapes[over, :-1], whole_shape[:-1]):
+            return fault
+    return ""
 
 
-def _fault(boxes: Sequence[tuple[Shape, Shape]], shape: Shape, dim: int) -> str:
-    if len(boxes) == 1:
-        return "" if boxes[0][1][dim:] == shape[dim:] else GAP
-    if dim == len(shape):
-        return OVERLAP if boxes else GAP
-    edges = sorted({0, shape[dim], *(box[0][dim] for box in boxes), *(box[0][dim] + box[1][dim] for box in boxes)})
-    number = {edge: index for index, edge in enumerate(edges)}
-    bands: list[list[tuple[Shape, Shape]]] = [[] for _ in edges[1:]]
-    for offset, size in boxes:
-        for band in range(number[offset[dim]], number[offset[dim] + size[dim]]):
-            bands[band].append((offset, size))
-    return next((fault for band in bands if (fault := _fault(band, shape, dim + 1))), "")
+def _fault_of_line(starts: np.ndarray, ends: np.ndarray, size: int) -> str:
+    """Of intervals that should lie end to end from 0 to size."""
+    order = np.lexsort((ends, starts))
+    starts, reached = starts[order], np.concatenate([[0], ends[order]])
+    if (starts < reached[:-1]).any():
+        return OVERLAP
+    return GAP if (starts > reached[:-1]).any() or reached[-1] != size else ""

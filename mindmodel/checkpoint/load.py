@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Callable, Iterator, Mapping, Optional, Sequence
@@ -14,15 +15,39 @@ from typing import Callable, Iterator, Mapping, Optional, Sequence
 import numpy as np
 
 from mindmodel.checkpoint.blocks import Block, common, whole
-from mindmodel.checkpoint.index import INDEX_MAX_BYTES, INDEX_NAME, Index, Slice, TensorEntry
+from mindmodel.checkpoint.index import Index, TensorEntry
 from mindmodel.checkpoint.retention import Hold, step_numbers
 from mindmodel.checkpoint.save import OPTIMIZER, WEIGHTS
 from mindmodel.checkpoint.shares import Placement, held_block
+from mindmodel.checkpoint.slices import Slice
 from mindmodel.checkpoint.tensor_file import DTYPE_OF_NAME, LazyTensor, TensorFile
 from mindmodel.errors import CheckpointError
-from mindmodel.files import file_inside, read_json, sha256_of
+from mindmodel.files import file_inside
 from mindmodel.machine import usable_cores
 from mindmodel.parallel.mesh import Mesh
+
+BATCH_BYTES = 64 * 2**20
+"""What a thread verifies at a time, or a tensor where that is more."""
+
+
+class Contents:
+    """What each file of a checkpoint holds, in arrays: a large run has millions of slices."""
+
+    def __init__(self, index: Index) -> None:
+        self._numbers, self._names = {name: at for at, name in enumerate(index.files)}, tuple(index.tensors)
+        self._index = index
+        tables = [entry.slices.numbered(at, self._numbers) for at, entry in enumerate(index.tensors.values())]
+        files = np.concatenate([table.file for table in tables] or [np.zeros(0, int)])
+        order = np.argsort(files, kind="stable")
+        self._ends = np.searchsorted(files[order], np.arange(len(index.files) + 1))
+        self._tensors = np.concatenate([table.tensor for table in tables] or [np.zeros(0, int)])[order]
+        self._rows = np.concatenate([np.arange(len(table)) for table in tables] or [np.zeros(0, int)])[order]
+
+    def of(self, file: str) -> Iterator[tuple[str, Slice]]:
+        """Tensor by tensor, the slice of it."""
+        place = slice(*self._ends[self._numbers[file]:][:2])
+        for at, row in zip(self._tensors[place], self._rows[place]):
+            yield self._names[at], self._index.tensors[self._names[at]].slices[int(row)]
 
 
 class Files:
@@ -32,13 +57,9 @@ class Files:
     """
 
     def __init__(self, path: Path, index: Index, hold: Hold) -> None:
-        self._path, self.hold = path, hold
+        self._path, self._index, self.hold = path, index, hold
         self._open: dict[str, TensorFile] = {}
-        self.slices: dict[str, dict[str, Slice]] = {name: {} for name in index.files}
-        self._dtypes = {name: tensor.dtype for name, tensor in index.tensors.items()}
-        for name, tensor in index.tensors.items():
-            for part in tensor.slices:
-                self.slices[part.file][name] = part
+        self._contents = Contents(index)
 
     def __getitem__(self, name: str) -> TensorFile:
         """The file of that name.
@@ -48,15 +69,19 @@ class Files:
         """
         if name not in self._open:
             file = TensorFile(self._path / name)
-            for tensor, part in self.slices[name].items():
+            for tensor, part in self.slices_in(name):
                 held = (file.shape(tensor), file.dtype(tensor).name) if tensor in file.names else None
-                if held != (part.shape, self._dtypes[tensor]):
+                said = part.shape, self._index.tensors[tensor].dtype
+                if held != said:
                     raise CheckpointError(
-                        f"{self._path / name}: tensor '{tensor}' is {held or 'missing'}, "
-                        f"the index says {(part.shape, self._dtypes[tensor])}."
+                        f"{self._path / name}: tensor '{tensor}' is {held or 'missing'}, the index says {said}."
                     )
             self._open[name] = file
         return self._open[name]
+
+    def slices_in(self, name: str) -> Iterator[tuple[str, Slice]]:
+        """What the file of that name holds, by tensor."""
+        return self._contents.of(name)
 
 
 class Tensors(Mapping[str, np.ndarray]):
@@ -72,18 +97,26 @@ class Tensors(Mapping[str, np.ndarray]):
     def block(self, name: str, block: Block) -> np.ndarray:
         """A block of a tensor, read-only: a view of the file when it lies in one, else put together from its bytes."""
         entry = self._entries[name]
-        if len(entry.slices) == 1:
-            (part,) = entry.slices
-            return self._files[part.file].array(name)[block.within(part).place]
-        shared = [(part, both) for part in entry.slices if (both := common(part, block)) is not None]
-        if len(shared) == 1:
-            ((part, _),) = shared
+        meeting = entry.slices if len(entry.slices) == 1 else entry.slices.meeting(block)
+        if len(meeting) == 1:
+            (part,) = meeting
             return self._files[part.file].array(name)[block.within(part).place]
         found = np.empty(block.shape, DTYPE_OF_NAME[entry.dtype])
-        for part, both in shared:
+        for part in meeting:
+            both = common(part, block)
+            assert both is not None
             found[both.within(block).place] = self._files[part.file].array(name)[both.within(part).place]
         found.flags.writeable = False
         return found
+
+    def fetch(self, name: str, block: Optional[Block] = None) -> None:
+        """Have the system read the bytes of a tensor, or of a block of it; it keeps them in memory for a while."""
+        block = block or whole(self._entries[name].shape)
+        for part in self._entries[name].slices.meeting(block):
+            both = common(part, block)
+            assert both is not None
+            for _ in self._files[part.file].chunks(name, both.within(part).place[0] if part.shape else None):
+                pass
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -135,6 +168,10 @@ class HeldTensors(Mapping[str, np.ndarray]):
         """The block, read-only."""
         return self._tensors.block(name, self._blocks[name])
 
+    def fetch(self, name: str) -> None:
+        """Have the system read the bytes of the block; it keeps them in memory for a while."""
+        self._tensors.fetch(name, self._blocks[name])
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Of the blocks by name; nothing is read."""
         return {name: block.shape for name, block in self._blocks.items()}
@@ -151,6 +188,24 @@ def shapes_of(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
     if isinstance(arrays, (Tensors, HeldTensors)):
         return arrays.shapes()
     return {name: tuple(array.shape) for name, array in arrays.items()}
+
+
+def in_turn(arrays: Mapping[str, np.ndarray], names: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
+    """Arrays by name, one after another; while one of a checkpoint is used, the bytes of the next are read.
+
+    Raises:
+        CheckpointError: if a file is not what the index says.
+    """
+    if not isinstance(arrays, (Tensors, HeldTensors)):
+        yield from ((name, arrays[name]) for name in names)
+        return
+    with ThreadPoolExecutor(1) as reader:
+        fetched = [reader.submit(arrays.fetch, name) for name in names[:1]]
+        for name, following in zip(names, [*names[1:], None]):
+            fetched.pop().result()
+            if following is not None:
+                fetched.append(reader.submit(arrays.fetch, following))
+            yield name, arrays[name]
 
 
 def misfit_message(where: str, faults: Sequence[str]) -> str:
@@ -245,7 +300,7 @@ def _unchecked(path: Path) -> Checkpoint:
     if not path.is_dir():
         raise CheckpointError(f"{path}: there is no such checkpoint folder.")
     hold = Hold(path)
-    index = Index.from_json(read_json(path / INDEX_NAME, CheckpointError, INDEX_MAX_BYTES), path / INDEX_NAME)
+    index = Index.read(path)
     return Checkpoint(path=path, index=index, files=Files(path, index, hold))
 
 
@@ -265,35 +320,47 @@ def faults_of(checkpoint: Checkpoint, verify: bool = True) -> Iterator[str]:
         verify: as open_checkpoint.
     """
     sound = []
-    for name, entry in checkpoint.index.files.items():
+    for name, wanted in checkpoint.index.files.items():
         try:
             size = file_inside(checkpoint.path, name, CheckpointError).stat().st_size
         except CheckpointError as error:
             yield str(error)
             continue
-        if size != entry.bytes:
-            yield f"{checkpoint.path / name}: damaged: {size} bytes, the index says {entry.bytes}."
+        if size != wanted:
+            yield f"{checkpoint.path / name}: damaged: {size} bytes, the index says {wanted}."
         else:
             sound.append(name)
     if verify:
         with ThreadPoolExecutor(usable_cores()) as readers:
-            for faults in readers.map(lambda name: _faults_in(checkpoint, name), sound):
+            batches = (batch for name in sound for batch in _batches(checkpoint, name))
+            for faults in readers.map(lambda batch: batch(), batches):
                 yield from faults
 
 
-def _faults_in(checkpoint: Checkpoint, name: str) -> list[str]:
-    """What is wrong with the content of a file."""
-    where, entry = checkpoint.path / name, checkpoint.index.files[name]
-    if entry.sha256 and (found := sha256_of(where)) != entry.sha256:
-        return [f"{where}: damaged: SHA-256 {found}, the index says {entry.sha256}."]
+def _batches(checkpoint: Checkpoint, name: str) -> Iterator[Callable[[], list[str]]]:
+    """The checks of what is in a file, so that many threads have something to do even if there is one file."""
     try:
         file = checkpoint.files[name]
     except CheckpointError as error:
-        return [str(error)]
+        fault = str(error)
+        yield lambda: [fault]
+        return
+    batch, room = list[tuple[str, Slice]](), BATCH_BYTES
+    for tensor, part in checkpoint.files.slices_in(name):
+        batch.append((tensor, part))
+        room -= file.array(tensor).nbytes
+        if room <= 0:
+            yield partial(_faults_in, file, batch)
+            batch, room = [], BATCH_BYTES
+    yield partial(_faults_in, file, batch)
+
+
+def _faults_in(file: TensorFile, slices: Sequence[tuple[str, Slice]]) -> list[str]:
+    """What is wrong with the numbers of some slices in a file."""
     return [
-        f"{where}: damaged: SHA-256 {found} of tensor '{tensor}', the index says {part.sha256}."
-        for tensor, part in checkpoint.files.slices[name].items()
-        if part.sha256 and (found := file.sha256(tensor)) != part.sha256
+        f"{file.path}: damaged: SHA-256 {found} of tensor '{tensor}', the index says {part.sha256}."
+        for tensor, part in slices
+        if (found := file.sha256(tensor)) != part.sha256
     ]
 
 

@@ -1,26 +1,27 @@
 """What one rank writes of a checkpoint: its pieces, in files of limited size, and a note of them for the first rank.
 
 Ranks find one another in the checkpoint's temporary folder, on any file system that all of them see. The first makes it
-and leaves the attempt's name there; each rank that is done leaves its note, or why it failed.
+under a name that no other job has; each rank that is done leaves its note, or why it failed.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterable, Iterator, Mapping, Optional
+from typing import Iterable, Iterator, Mapping, Optional
 
-from mindmodel.checkpoint.index import INDEX_MAX_BYTES, FileEntry, Slice
 from mindmodel.checkpoint.shares import Piece, Placement, held_block, pieces
-from mindmodel.checkpoint.tensor_file import LazyTensor, Tensor, write_tensors
+from mindmodel.checkpoint.slices import Table
+from mindmodel.checkpoint.tensor_file import LazyTensor, Tensor, TensorFile, write_tensors
 from mindmodel.errors import CheckpointError
-from mindmodel.files import read_json, write_text_safely
+from mindmodel.files import sync_folder, write_text_safely
 from mindmodel.parallel.mesh import Mesh
 
-ATTEMPT, POLL_S, PATIENCE_S = "attempt", 0.01, 600.0
+POLL_S, PATIENCE_S = 0.01, 600.0
 MAX_FILE_BYTES = 4 * 2**30
 
 Groups = Mapping[str, Mapping[str, Tensor]]
@@ -35,7 +36,7 @@ class Crew:
         rank: this one.
         mesh: of all.
         placements: of every tensor, in the same order on all ranks; None: each rank holds all of them whole.
-        attempt: a word that all ranks have, and no other job has had.
+        attempt: a word of letters and digits that all ranks have, and no other job has had.
         patience_s: how long to wait for the next rank to be done.
         max_file_bytes: where a new file is begun.
     """
@@ -75,10 +76,15 @@ class Crew:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """What a rank has written: its files by name, and its slices by the tensor's name."""
+    """What a rank has written.
 
-    files: Mapping[str, FileEntry]
-    slices: Mapping[str, Slice]
+    Attributes:
+        files: bytes by name.
+        slices: numbered by the tensors' places among the placements and the files' in `files`.
+    """
+
+    files: Mapping[str, int]
+    slices: Table
 
 
 def files_of(group: str, mine: Iterable[tuple[Piece, int]], crew: Crew) -> dict[str, list[Piece]]:
@@ -157,13 +163,13 @@ def write_part(folder: Path, planned: PlannedPart) -> Part:
     Raises:
         OSError: as the system reports it.
     """
-    files, slices = {}, {}
-    for file, content in planned.files.items():
+    files, rows = {}, []
+    numbers_of = {name: number for number, name in enumerate(planned.placements)}
+    for at, (file, content) in enumerate(planned.files.items()):
         written = write_tensors(folder / file, {name: numbers for name, (_, numbers) in content.items()}, new=True)
-        files[file] = FileEntry(bytes=written.num_bytes)
-        for name, (piece, _) in content.items():
-            slices[name] = Slice(file=file, offset=piece.offset, shape=piece.shape, sha256=written.sha256[name])
-    return Part(files=files, slices=slices)
+        files[file] = written.num_bytes
+        rows += [(numbers_of[name], at, piece, written.sha256[name]) for name, (piece, _) in content.items()]
+    return Part(files=files, slices=Table.of(rows))
 
 
 @contextmanager
@@ -173,7 +179,7 @@ def joined(folder: Path, crew: Crew) -> Iterator[None]:
     Raises:
         CheckpointError: if the first does not make it in time.
     """
-    _await_attempt(folder, crew)
+    _await_folder(folder, crew)
     try:
         yield
     except BaseException as error:
@@ -184,14 +190,9 @@ def joined(folder: Path, crew: Crew) -> Iterator[None]:
         raise
 
 
-def announce(folder: Path, crew: Crew) -> None:
-    """Let the other ranks begin."""
-    write_text_safely(folder / ATTEMPT, crew.attempt)
-
-
-def _await_attempt(folder: Path, crew: Crew) -> None:
+def _await_folder(folder: Path, crew: Crew) -> None:
     end = time.monotonic() + crew.patience_s
-    while _text(folder / ATTEMPT) != crew.attempt:
+    while not folder.is_dir():
         if time.monotonic() > end:
             raise CheckpointError(
                 f"{folder}: rank {crew.rank} waited {crew.patience_s:g} s for rank 0 to begin this checkpoint. Look "
@@ -200,19 +201,12 @@ def _await_attempt(folder: Path, crew: Crew) -> None:
         time.sleep(POLL_S)
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError:
-        return ""
-
-
 def leave_note(folder: Path, part: Part, crew: Crew) -> None:
     """Tell the first rank what this one has written."""
-    files = {name: entry.bytes for name, entry in part.files.items()}
-    slices = {name: [cut.file, cut.offset, cut.shape, cut.sha256] for name, cut in part.slices.items()}
-    note = {"attempt": crew.attempt, "files": files, "slices": slices}
-    write_text_safely(folder / f"rank_{crew.rank}.json", json.dumps(note))
+    temporary = folder / f".rank_{crew.rank}.tmp"
+    part.slices.write(temporary, {"files": json.dumps(part.files)})
+    os.rename(temporary, _note(folder, crew.rank))
+    sync_folder(folder)
 
 
 def collect_notes(folder: Path, crew: Crew) -> Iterator[Part]:
@@ -224,13 +218,12 @@ def collect_notes(folder: Path, crew: Crew) -> Iterator[Part]:
     waiting = set(range(1, crew.count))
     end = time.monotonic() + crew.patience_s
     while waiting:
-        for rank in _done(folder, waiting, crew):
-            note = read_json(folder / f"rank_{rank}.json", CheckpointError, INDEX_MAX_BYTES)
-            if note["attempt"] == crew.attempt:
-                yield _part(note)
-                waiting.discard(rank)
-                end = time.monotonic() + crew.patience_s
-            (folder / f"rank_{rank}.json").unlink()
+        for rank in _done(folder, waiting):
+            note = TensorFile(_note(folder, rank))
+            yield Part(files=json.loads(note.metadata["files"]), slices=Table.read(note))
+            _note(folder, rank).unlink()
+            waiting.discard(rank)
+            end = time.monotonic() + crew.patience_s
         if time.monotonic() > end:
             ranks = ", ".join(map(str, sorted(waiting)))
             raise CheckpointError(
@@ -238,22 +231,17 @@ def collect_notes(folder: Path, crew: Crew) -> Iterator[Part]:
                 "checkpoint is kept; earlier ones are untouched. Look into that rank's log."
             )
         time.sleep(POLL_S if waiting else 0)
-    (folder / ATTEMPT).unlink(missing_ok=True)
 
 
-def _done(folder: Path, waiting: set[int], crew: Crew) -> list[int]:
+def _note(folder: Path, rank: int) -> Path:
+    return folder / f"rank_{rank}.note"
+
+
+def _done(folder: Path, waiting: set[int]) -> list[int]:
     """Ranks whose notes are there."""
     names = {path.name for path in folder.iterdir()}
     for rank in sorted(waiting):
         if f"rank_{rank}.failed" in names:
-            reason = _text(folder / f"rank_{rank}.failed")
+            reason = (folder / f"rank_{rank}.failed").read_text(encoding="utf-8")
             raise CheckpointError(f"{folder}: rank {rank} could not write its part: {reason}")
-    return [rank for rank in sorted(waiting) if f"rank_{rank}.json" in names]
-
-
-def _part(note: Mapping[str, Any]) -> Part:
-    slices = {
-        name: Slice(file=file, offset=tuple(offset), shape=tuple(shape), sha256=sha256)
-        for name, (file, offset, shape, sha256) in note["slices"].items()
-    }
-    return Part(files={name: FileEntry(bytes=size) for name, size in note["files"].items()}, slices=slices)
+    return [rank for rank in sorted(waiting) if _note(folder, rank).name in names]

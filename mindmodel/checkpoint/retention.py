@@ -12,7 +12,7 @@ from typing import Mapping, Optional
 from mindmodel.files import sync_folder
 
 STEP_NAME = re.compile(r"step_(0|[1-9]\d*)")
-LEFTOVER_NAME = re.compile(r"\.step_\d+\.(tmp|old)")
+LEFTOVER_NAME = re.compile(r"\.step_\d+(\.\w+)?\.(tmp|old)")
 
 
 def step_numbers(folder: Path) -> list[int]:
@@ -44,10 +44,13 @@ class Hold:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """What a killed process left: folders half-written or half-removed."""
+    """What a killed job left: folders half-written or half-removed.
+
+    A process of it that is not dead may still write there: then something stays until the next time.
+    """
     for path in folder.iterdir():
         if LEFTOVER_NAME.fullmatch(path.name):
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def retain(folder: Path, step: int, keep: int, keep_every: int, losses: Mapping[int, float]) -> None:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Callable, Mapping, Optional
+from typing import Any, Callable, Mapping, Optional, Sequence
 
 from mindmodel.checkpoint.background import HostMemory
-from mindmodel.checkpoint.index import INDEX_NAME, Index, Slice, TensorEntry
+from mindmodel.checkpoint.index import Index, TensorEntry
 from mindmodel.checkpoint.part import (
     Crew,
     Part,
     PlannedPart,
-    announce,
     collect_notes,
     joined,
     leave_note,
@@ -22,9 +22,11 @@ from mindmodel.checkpoint.part import (
     write_part,
 )
 from mindmodel.checkpoint.retention import remove_leftovers, retain
+from mindmodel.checkpoint.shares import Placement
+from mindmodel.checkpoint.slices import Slices, Table
 from mindmodel.checkpoint.tensor_file import Tensor
 from mindmodel.errors import CheckpointError
-from mindmodel.files import write_folder_safely, write_text_safely
+from mindmodel.files import temporary_of, write_folder_safely
 
 WEIGHTS, OPTIMIZER = "weights", "optimizer"
 
@@ -91,8 +93,8 @@ def checkpoint_writer(
             recipe=recipe,
             versions=versions,
             random=random,
-            files={name: entry for part in parts for name, entry in part.files.items()},
-            tensors=_entries(planned, parts),
+            files={name: size for part in parts for name, size in part.files.items()},
+            tensors=tensor_entries(planned.placements, parts),
         )
 
     def write() -> Path:
@@ -113,44 +115,42 @@ def _write(path: Path, planned: PlannedPart, index_of: Callable[[list[Part]], In
     """What the first rank does."""
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path.parent)
-    with write_folder_safely(path) as temporary:
+    with write_folder_safely(path, planned.crew.attempt) as temporary:
         index = index_of(_all_parts(temporary, planned))
         if fault := index.fault() or _missing(temporary, index):
             raise CheckpointError(f"{path}: what the ranks wrote does not make up the checkpoint: {fault}.")
-        write_text_safely(temporary / INDEX_NAME, index.to_json())
+        index.write(temporary)
 
 
 def _join(path: Path, planned: PlannedPart) -> None:
     """What every other rank does."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = temporary_of(path, planned.crew.attempt)
     with joined(temporary, planned.crew):
         leave_note(temporary, write_part(temporary, planned), planned.crew)
 
 
 def _all_parts(temporary: Path, planned: PlannedPart) -> list[Part]:
     """Of the first rank, which writes its own meanwhile, and of all others."""
-    if planned.crew.count == 1:
-        return [write_part(temporary, planned)]
-    announce(temporary, planned.crew)
     return [write_part(temporary, planned), *collect_notes(temporary, planned.crew)]
 
 
 def _missing(temporary: Path, index: Index) -> str:
     """A file that is not there as its rank has said; empty when all are."""
     sizes = {entry.name: entry.stat().st_size for entry in os.scandir(temporary)}
-    short = (name for name, entry in index.files.items() if sizes.get(name) != entry.bytes)
-    return next((f"'{name}' has {sizes.get(name, 0)} of {index.files[name].bytes} bytes" for name in short), "")
+    short = ((name, size) for name, size in index.files.items() if sizes.get(name) != size)
+    return next((f"'{name}' has {sizes.get(name, 0)} of {size} bytes" for name, size in short), "")
 
 
-def _entries(planned: PlannedPart, parts: list[Part]) -> dict[str, TensorEntry]:
-    """Index entries of all tensors."""
-    slices: dict[str, list[Slice]] = {}
+def tensor_entries(placements: Mapping[str, Placement], parts: Sequence[Part]) -> dict[str, TensorEntry]:
+    """The index entries of all tensors, of what all ranks have written."""
+    files, tables = list[str](), []
     for part in parts:
-        for name, cut in part.slices.items():
-            slices.setdefault(name, []).append(cut)
+        tables.append(replace(part.slices, file=part.slices.file + len(files)))
+        files += part.files
+    rows = Table.joined(tables).by_tensor([len(placement.shape) for placement in placements.values()])
     return {
-        name: TensorEntry(shape=placement.shape, dtype=placement.dtype, slices=tuple(slices.get(name, ())))
-        for name, placement in planned.placements.items()
+        name: TensorEntry(shape=placement.shape, dtype=placement.dtype, slices=Slices(table, files))
+        for (name, placement), table in zip(placements.items(), rows)
     }
 
 

@@ -7,10 +7,10 @@ import json
 import math
 import mmap
 import os
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Mapping, NoReturn, Optional, Union
+from typing import Any, Callable, Iterator, Mapping, NoReturn, Optional, Union
 
 import ml_dtypes
 import numpy as np
@@ -36,6 +36,7 @@ CODES = {dtype: code for code, dtype in DTYPES.items()}
 DTYPE_OF_NAME = {dtype.name: dtype for dtype in DTYPES.values()}
 LENGTH_BYTES = 8
 HEADER_MAX_BYTES = 100_000_000
+CHUNK_BYTES = 4 * 2**20
 METADATA = "__metadata__"
 MAX_DIMS, MAX_ELEMENTS = 32, 2**60
 
@@ -68,7 +69,9 @@ class Written:
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Optional[Mapping[str, str]] = None, *, new: bool = False
 ) -> Written:
-    """Write a safetensors file and fsync it; one tensor is in memory at a time. The caller sees to a temporary folder.
+    """Write a safetensors file and fsync it; one lazy tensor is in memory at a time.
+
+    The caller sees to a temporary folder.
 
     Args:
         new: whether a file of that name must not be there yet.
@@ -81,18 +84,19 @@ def write_tensors(
         Wide dtypes come first, so that every tensor is aligned.
     """
     names = sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize)
-    header, digests = _header_of(tensors, names, metadata), {}
+    header, digests = _header_of(tensors, names, metadata), dict[str, Future[str]]()
     num_bytes = len(header) + sum(tensors[name].nbytes for name in names)
     with open(path, "xb" if new else "wb") as file, ThreadPoolExecutor(1) as hasher:
         file.write(header)
         for name in names:
             part = _bytes_of(tensors[name])
-            digest = hasher.submit(_sha256, part)  # both leave Python's lock: the longer of the two counts
+            digests[name] = hasher.submit(_sha256, part)  # beside writing and syncing, which leave Python's lock too
             file.write(part)
-            digests[name] = digest.result()
+            if isinstance(tensors[name], LazyTensor):
+                digests[name].result()  # its numbers go before the next come
         file.flush()
         os.fsync(file.fileno())
-    return Written(num_bytes=num_bytes, sha256=digests)
+        return Written(num_bytes=num_bytes, sha256={name: digest.result() for name, digest in digests.items()})
 
 
 def _sha256(part: Union[bytes, memoryview]) -> str:
@@ -131,12 +135,12 @@ class TensorFile:
     """
 
     def __init__(self, path: Path, error: type[MindModelError] = CheckpointError) -> None:
-        self._path, self._error = Path(path), error
-        if not self._path.is_file():
+        self.path, self._error = Path(path), error
+        if not self.path.is_file():
             raise error(f"{path}: there is no such file.")
-        if self._path.stat().st_size < LENGTH_BYTES:
+        if self.path.stat().st_size < LENGTH_BYTES:
             self._refuse("shorter than the length field")
-        with open(self._path, "rb") as file:
+        with open(self.path, "rb") as file:
             self._bytes = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
         header, self._data = self._header()
         self.metadata: dict[str, str] = header.pop(METADATA, {})
@@ -162,16 +166,37 @@ class TensorFile:
         first, last = self._data + start, self._data + end
         return self._bytes[first:last].view(dtype).reshape(shape)
 
+    def chunks(self, name: str, rows: Optional[slice] = None) -> Iterator[memoryview]:
+        """The bytes of a tensor, or of some of its rows, piece by piece in a buffer that is used again.
+
+        They are read, not mapped: on a disk a map brings them in much smaller pieces.
+        """
+        dtype, shape, start, end = self._entries[name]
+        if rows is not None and shape:
+            row_bytes = (end - start) // max(1, shape[0])
+            start, end = start + rows.start * row_bytes, start + rows.stop * row_bytes
+        buffer, left = memoryview(bytearray(min(CHUNK_BYTES, end - start))), end - start
+        with open(self.path, "rb", buffering=0) as file:
+            file.seek(self._data + start)
+            while left:
+                if not (count := file.readinto(buffer[: min(left, len(buffer))])):
+                    self._refuse("it became shorter while it was read")
+                left -= count
+                yield buffer[:count]
+
     def sha256(self, name: str) -> str:
         """Checksum of a tensor's numbers, read now."""
-        return _sha256(self.array(name).reshape(-1).view(np.uint8).data)
+        digest = hashlib.sha256()
+        for chunk in self.chunks(name):
+            digest.update(chunk)
+        return digest.hexdigest()
 
     def lazy(self, name: str) -> LazyTensor:
         """A tensor that is read when it is used."""
         return LazyTensor(shape=self.shape(name), dtype=self.dtype(name), read=lambda: self.array(name))
 
     def _refuse(self, fault: str) -> NoReturn:
-        raise self._error(f"{self._path}: no whole safetensors file: {fault}. Copy or write it again.")
+        raise self._error(f"{self.path}: no whole safetensors file: {fault}. Copy or write it again.")
 
     def _header(self) -> tuple[dict[str, Any], int]:
         length = int.from_bytes(self._bytes[:LENGTH_BYTES].tobytes(), "little")

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from mindmodel.checkpoint.compare import checkpoint_differences
 from mindmodel.checkpoint.export import export_checkpoint
-from mindmodel.checkpoint.index import tensor_to_dict
+from mindmodel.checkpoint.index import TensorEntry
 from mindmodel.checkpoint.load import Checkpoint, damage_of, list_checkpoints
 from mindmodel.checkpoint.run_folder import is_checkpoint, open_run, resolve_checkpoint
 from mindmodel.errors import CheckpointError
@@ -53,7 +53,7 @@ def _inspect(args: argparse.Namespace) -> int:
 
 def _to_dict(checkpoint: Checkpoint) -> dict[str, object]:
     index = checkpoint.index
-    tensors = [{"name": name, **tensor_to_dict(tensor)} for name, tensor in index.tensors.items()]
+    tensors = [{"name": name, **_tensor_to_dict(tensor)} for name, tensor in index.tensors.items()]
     return {
         "path": str(checkpoint.path),
         "step": index.step,
@@ -65,9 +65,17 @@ def _to_dict(checkpoint: Checkpoint) -> dict[str, object]:
     }
 
 
+def _tensor_to_dict(tensor: TensorEntry) -> dict[str, object]:
+    slices = [
+        {"file": part.file, "offset": part.offset, "shape": part.shape, "sha256": part.sha256}
+        for part in tensor.slices
+    ]
+    return {"shape": tensor.shape, "dtype": tensor.dtype, "slices": slices}
+
+
 def _lines(checkpoint: Checkpoint) -> list[str]:
     index = checkpoint.index
-    size = sum(entry.bytes for entry in index.files.values())
+    size = sum(index.files.values())
     width = max(map(len, index.tensors), default=0)
     return [
         f"checkpoint  {checkpoint.path}",
@@ -91,7 +99,7 @@ def _verify(args: argparse.Namespace) -> int:
             print(fault)
         damaged += bool(faults)
         if checkpoint is not None and not faults:
-            size = sum(entry.bytes for entry in checkpoint.index.files.values())
+            size = sum(checkpoint.index.files.values())
             print(f"{path}: whole: {len(checkpoint.index.tensors)} tensors, {size:,} bytes compared")
     return 1 if damaged else 0
 

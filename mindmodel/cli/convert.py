@@ -1,9 +1,11 @@
-"""Weights to and from Hugging Face folders, and proof that both are equal.
+"""Weights to and from Hugging Face folders, and proof that both are equal; to and from MindFormers' checkpoints.
 
 examples:
   mindmodel convert to-hf runs/tiny exported/tiny --dtype bfloat16
   mindmodel convert from-hf downloads/Qwen3-0.6B runs/qwen3
   mindmodel convert check runs/qwen3 downloads/Qwen3-0.6B
+  mindmodel convert to-mindformers runs/qwen3 output/checkpoint
+  mindmodel convert from-mindformers output/checkpoint runs/went_on --model downloads/Qwen3-0.6B
 
 RUN is a run folder (its newest whole checkpoint is taken) or one of its checkpoints/step_N folders.
 Only safetensors are read and written.
@@ -15,13 +17,16 @@ import argparse
 from pathlib import Path
 
 from mindmodel.convert.check import differences
-from mindmodel.convert.hf import Written, from_hf, to_hf
+from mindmodel.convert.hf import from_hf, to_hf
+from mindmodel.convert.mindformers import from_mindformers, to_mindformers
 from mindmodel.convert.rules import WEIGHT_DTYPES
+from mindmodel.convert.written import Written
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The three subcommands and their arguments."""
-    subparsers = parser.add_subparsers(dest="subcommand", metavar="to-hf | from-hf | check", required=True)
+    """The subcommands and their arguments."""
+    names = "to-hf | from-hf | check | to-mindformers | from-mindformers"
+    subparsers = parser.add_subparsers(dest="subcommand", metavar=names, required=True)
     export = subparsers.add_parser("to-hf", help="write a run's weights as a Hugging Face folder")
     export.add_argument("source", metavar="RUN", type=Path, help="run or checkpoint folder")
     export.add_argument("target", metavar="OUT", type=Path, help="new or empty folder")
@@ -32,7 +37,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     check = subparsers.add_parser("check", help="compare a run with a Hugging Face folder; exit code 1 if they differ")
     check.add_argument("source", metavar="RUN", type=Path, help="run or checkpoint folder")
     check.add_argument("target", metavar="DIR", type=Path, help="Hugging Face folder")
-    parser.leaves = [export, load, check]  # type: ignore[attr-defined]  # each gets the flags that all verbs have
+    give = subparsers.add_parser("to-mindformers", help="write a run's weights as MindFormers' checkpoint folder")
+    give.add_argument("source", metavar="RUN", type=Path, help="run or checkpoint folder")
+    give.add_argument("target", metavar="OUT", type=Path, help="new or empty folder")
+    give.add_argument("--dtype", choices=WEIGHT_DTYPES, help="default: as stored")
+    take = subparsers.add_parser("from-mindformers", help="make a run of weights that MindFormers has saved")
+    take.add_argument("source", metavar="DIR", type=Path, help="checkpoint folder, or one iteration_N in it")
+    take.add_argument("target", metavar="RUN", type=Path, help="new or empty folder")
+    take.add_argument("--model", metavar="DIR", type=Path, help="with config.json and tokenizer; default: DIR")
+    leaves = [export, load, check, give, take]  # each gets the flags that all verbs have
+    parser.leaves = leaves  # type: ignore[attr-defined]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -41,6 +55,10 @@ def run(args: argparse.Namespace) -> int:
         return _check(args.source, args.target)
     if args.subcommand == "to-hf":
         _report(to_hf(args.source, args.target, args.dtype))
+    elif args.subcommand == "to-mindformers":
+        _report(to_mindformers(args.source, args.target, args.dtype))
+    elif args.subcommand == "from-mindformers":
+        _report(from_mindformers(args.source, args.target, args.model))
     else:
         _report(from_hf(args.source, args.target))
     return 0

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 from mindmodel.checkpoint.load import Checkpoint
 from mindmodel.checkpoint.run_folder import RunFolder, resolve_weights
 from mindmodel.checkpoint.tensor_file import LazyTensor
 from mindmodel.convert.folder import CONFIG, GENERATION_CONFIG
-from mindmodel.convert.rules import to_theirs
+from mindmodel.convert.rules import Rule, to_theirs
 from mindmodel.data.tokenizer import TOKENIZER_CONFIG, Tokenizer
 from mindmodel.errors import ConversionError
 from mindmodel.files import read_json
@@ -29,13 +29,15 @@ class Export:
         run, recipe: where the weights are from.
         family: of the model.
         model: the recipe's, with the exported vocabulary's size.
-        tensors: by Hugging Face's names.
+        step: of the checkpoint.
+        tensors: by their names.
     """
 
     run: RunFolder
     recipe: Recipe
     family: Family
     model: ModelSection
+    step: int
     tensors: dict[str, LazyTensor]
 
     def config(self, dtype: str) -> dict[str, Any]:
@@ -65,8 +67,13 @@ class Export:
         return {"bos_token_id": ids[0] if len(ids) == 1 else None, "eos_token_id": tokenizer.eod_id}
 
 
-def open_export(path: Path) -> Export:
+def open_export(
+    path: Path, rules_of: Callable[[Family], tuple[Rule, ...]] = lambda family: family.rules
+) -> Export:
     """A run, its newest whole checkpoint or the `step_N` folder that is asked for, in Hugging Face's terms.
+
+    Args:
+        rules_of: which of a family's rules name the tensors, where these are not to be Hugging Face's.
 
     Raises:
         CheckpointError: if there is no whole checkpoint.
@@ -82,8 +89,8 @@ def open_export(path: Path) -> Export:
         )
     model = replace(recipe.model, vocab_size=_exported_vocab_size(run, recipe.model))
     weights = _cut_vocabulary(checkpoint, recipe.model, model)
-    tensors = to_theirs(family.rules, model, parameter_shapes(model), weights, checkpoint.path)
-    return Export(run=run, recipe=recipe, family=family, model=model, tensors=tensors)
+    tensors = to_theirs(rules_of(family), model, parameter_shapes(model), weights, checkpoint.path)
+    return Export(run=run, recipe=recipe, family=family, model=model, step=checkpoint.index.step, tensors=tensors)
 
 
 def _is_imported(run: RunFolder) -> bool:

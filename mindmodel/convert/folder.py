@@ -74,7 +74,7 @@ def write_shards(folder: Path, tensors: Mapping[str, LazyTensor], max_bytes: int
 
     Source: file names and index as `transformers.PreTrainedModel.save_pretrained` writes them.
     """
-    groups = list(_shards(tensors, max_bytes))
+    groups = list(consecutive(tensors, max_bytes))
     if len(groups) == 1:
         write_tensors(folder / SINGLE, tensors, {"format": "pt"})
         return [SINGLE]
@@ -91,7 +91,7 @@ def write_shards(folder: Path, tensors: Mapping[str, LazyTensor], max_bytes: int
     return [*names, SHARD_INDEX]
 
 
-def _shards(tensors: Mapping[str, LazyTensor], max_bytes: int) -> Iterator[dict[str, LazyTensor]]:
+def consecutive(tensors: Mapping[str, LazyTensor], max_bytes: int) -> Iterator[dict[str, LazyTensor]]:
     """Consecutive tensors of at most that size together; a larger tensor is alone."""
     shard: dict[str, LazyTensor] = {}
     for name, tensor in tensors.items():

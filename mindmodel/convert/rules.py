@@ -45,6 +45,12 @@ def ffn_blocks(model: ModelSection) -> RowOrder:
     return RowOrder(num_groups=model.ffn_blocks, shares=(1, 1))
 
 
+def single_rows(model: ModelSection) -> RowOrder:
+    """Fused gate and up, row by row: the gate's first, up's first, the gate's second, ..."""
+    assert model.ffn_size is not None
+    return RowOrder(num_groups=model.ffn_size, shares=(1, 1))
+
+
 def join_rows(parts: Iterable[np.ndarray], order: RowOrder) -> np.ndarray:
     """The fused tensor made of the rows of its parts."""
     blocks = [part.reshape(order.num_groups, -1, *part.shape[1:]) for part in parts]
@@ -116,6 +122,36 @@ class Join:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reorder:
+    """A fused tensor that theirs is too, with its rows in another order."""
+
+    ours: str
+    theirs: str
+    order: Callable[[ModelSection], RowOrder]
+    their_order: Callable[[ModelSection], RowOrder]
+
+    def their_shapes(self, model: ModelSection, shape: Shape) -> dict[str, Shape]:
+        """The same shape."""
+        return {self.theirs: shape}
+
+    def split(self, model: ModelSection, whole: LazyTensor) -> dict[str, LazyTensor]:
+        """Their tensor, made of ours."""
+        return {self.theirs: _reordered(whole, self.order(model), self.their_order(model))}
+
+    def join(self, model: ModelSection, parts: Mapping[str, LazyTensor]) -> LazyTensor:
+        """Our tensor, made of theirs."""
+        return _reordered(parts[self.theirs], self.their_order(model), self.order(model))
+
+
+def _reordered(tensor: LazyTensor, order: RowOrder, target: RowOrder) -> LazyTensor:
+    def read() -> np.ndarray:
+        rows = tensor.read()
+        return join_rows([split_rows(rows, order, part) for part in range(len(order.shares))], target)
+
+    return dataclasses.replace(tensor, read=read)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Tie:
     """A tensor that tied models do not have, because it is `source`; in others a Rename."""
 
@@ -131,7 +167,8 @@ class Recomputed:
     theirs: str
 
 
-Rule = Union[Rename, Join, Tie, Recomputed]
+Moved = Union[Rename, Join, Reorder]
+Rule = Union[Moved, Tie, Recomputed]
 
 
 def to_theirs(
@@ -185,13 +222,13 @@ def names_without_use(rules: Sequence[Rule], model: ModelSection) -> set[str]:
     return tied | {name.replace("*", str(index)) for name in buffers for index in _indices(name, model)}
 
 
-def active_rules(rules: Sequence[Rule], model: ModelSection) -> list[Union[Rename, Join]]:
+def active_rules(rules: Sequence[Rule], model: ModelSection) -> list[Moved]:
     """The rules that move a tensor, with the layer index filled in."""
-    active: list[Union[Rename, Join]] = []
+    active: list[Moved] = []
     for rule in rules:
         if isinstance(rule, Tie) and not model.tied_embeddings:
             active.append(Rename(ours=rule.ours, theirs=rule.theirs))
-        elif isinstance(rule, (Rename, Join)):
+        elif isinstance(rule, (Rename, Join, Reorder)):
             active += [_at(rule, index) for index in _indices(rule.ours, model)]
     return active
 
@@ -200,7 +237,7 @@ def _indices(name: str, model: ModelSection) -> range:
     return range(model.num_layers if "*" in name else 1)
 
 
-def _at(rule: Union[Rename, Join], index: int) -> Union[Rename, Join]:
+def _at(rule: Moved, index: int) -> Moved:
     def fill(name: str) -> str:
         return name.replace("*", str(index))
 

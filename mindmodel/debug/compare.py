@@ -110,8 +110,10 @@ def _refuse_other_step(one: Trace, other: Trace) -> None:
 
 
 def _fresh(one: Trace, other: Trace) -> float:
-    """Typical difference that a layer's own rounding explains. Two libraries round bfloat16 at points of their own: each
-    is as far from the other as both together are from float32."""
+    """Typical difference that a layer's own rounding explains.
+
+    Two libraries round bfloat16 at points of their own: they are as far apart as both together are from float32.
+    """
     first, second = (one.dtype, other.dtype) if other.dtype == "bfloat16" else (other.dtype, one.dtype)
     if first == "bfloat16" and one.library != other.library:
         return 2 * FRESH["float32", "bfloat16"]

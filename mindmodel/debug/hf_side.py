@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import Any, Mapping, Optional, Union
+from typing import Any, Mapping, Optional
 
 import ml_dtypes
 import numpy as np
 
 from mindmodel.checkpoint.tensor_file import LazyTensor
 from mindmodel.convert.folder import CONFIG, read_config, read_tensors
-from mindmodel.convert.rules import Join, Rename, active_rules, to_ours
+from mindmodel.convert.rules import Join, Moved, active_rules, to_ours
 from mindmodel.data.loader import IGNORED
 from mindmodel.debug.inputs import Inputs
 from mindmodel.debug.trace import LOGITS, Trace, places
@@ -82,8 +82,8 @@ def _imported(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise TraceError(
-            f"a Hugging Face folder is computed by transformers on torch, and {name} cannot be imported here ({error}). "
-            f"Install both: pip install {' '.join(NEEDED)}"
+            f"a Hugging Face folder is computed by transformers on torch, and {name} cannot be imported here "
+            f"({error}). Install both: pip install {' '.join(NEEDED)}"
         ) from error
 
 
@@ -125,7 +125,9 @@ class _Taken:
     def _hook(self, name: str) -> Any:
         def keep(module: Any, inputs: tuple[Any, ...], output: Any) -> None:
             first = output[0] if isinstance(output, tuple) else output
-            for tensors, tensor in ((self._outputs, first), (self._inputs, inputs[0] if inputs else None)):
+            pairs: list[tuple[dict[str, Any], Any]] = [(self._outputs, first)]
+            pairs += [(self._inputs, tensor) for tensor in inputs[:1]]
+            for tensors, tensor in pairs:
                 if getattr(tensor, "requires_grad", False):
                     tensor.retain_grad()
                     tensors[name] = tensor
@@ -198,7 +200,7 @@ def _activation_gradients(family: Family, model: ModelSection, taken: _Taken) ->
     return {place: array.astype(np.float32) for place, array in found.items() if place != LOGITS}
 
 
-def _joined(rule: Union[Rename, Join], model: ModelSection, outputs: Arrays) -> np.ndarray:
+def _joined(rule: Moved, model: ModelSection, outputs: Arrays) -> np.ndarray:
     """What our layer gives, from those that its weight is made of."""
     theirs = rule.theirs if isinstance(rule, Join) else (rule.theirs,)
     parts = {name: _lazy(outputs[name.removesuffix(WEIGHT)].T) for name in theirs}

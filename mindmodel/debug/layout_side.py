@@ -1,8 +1,8 @@
-"""A training step of a parallel layout as a trace: the partitioned graphs of all its ranks, executed rank by rank in NumPy.
+"""A training step of a parallel layout as a trace: the partitioned graphs of all ranks, executed one by one in NumPy.
 
 MindSpore compiles each rank for a simulated device; activations, gradients by the weights and new weights are put
-together from the slices of all ranks. Gradients are read from Adam's first moment. Floats are float64 whatever the graph
-declares, so the compute dtype does not show here.
+together from the slices of all ranks. Gradients are read from Adam's first moment. Floats are float64 whatever the
+graph declares, so the compute dtype does not show here.
 """
 
 from __future__ import annotations
@@ -161,7 +161,8 @@ def _gradients(recipe: Recipe, moments: Arrays, norm: float) -> Arrays:
 def _whole(recipe: Recipe, ranks: Sequence[Mapping[str, np.ndarray]]) -> Arrays:
     """Every parameter put together from the slices of all ranks, float32."""
     shapes = parameter_shapes(recipe.model)
-    mesh, plan, axes = mesh_of(recipe.parallel), decoder_plan(recipe.model, recipe.parallel), axes_by_name(recipe, shapes)
+    mesh, axes = mesh_of(recipe.parallel), axes_by_name(recipe, shapes)
+    plan = decoder_plan(recipe.model, recipe.parallel)
     return {
         name: joined(name, shape, axes[name], mesh, plan.stage_of(name), ranks)[0].astype(np.float32)
         for name, shape in shapes.items()
@@ -184,9 +185,9 @@ def _shapes(recipe: Recipe) -> dict[str, Shape]:
 
 def _activations(recipe: Recipe, graph: Graph) -> dict[str, _Value]:
     """By place, those that a graph computes in one piece and cuts evenly: none in a pipeline or of micro-batches."""
-    if recipe.parallel.pp > 1 or recipe.parallel.micro_batches > 1:
-        return {}
     mesh, shapes = mesh_of(recipe.parallel), _shapes(recipe)
+    if mesh.pp > 1 or recipe.parallel.micro_batches > 1:
+        return {}
     cells: dict[str, list[str]] = {}
     for place in shapes:
         cell, _, name = place.rpartition(".")
@@ -232,8 +233,8 @@ def _whole_activations(
     """Put together from the slices of all ranks, float32, without rows that fill the batch up."""
     mesh, whole = mesh_of(recipe.parallel), {}
     for place, shape in _shapes(recipe).items():
-        axes = {values[place].axes if place in values else None for values in found}
-        if len(axes) == 1 and None not in axes:
+        axes = {values[place].axes for values in found if place in values}
+        if len(axes) == 1 and all(place in values for values in found):
             slices = [{place: _first(arrays[values[place].key])} for values, arrays in zip(found, kept)]
             whole[place] = joined(place, shape, axes.pop(), mesh, 0, slices)[0].astype(np.float32)[:rows]
     return whole

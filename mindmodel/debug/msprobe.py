@@ -291,8 +291,8 @@ class _Reader:
         array = self._array(place, what, key, index)
         if array is None:
             raise TraceError(
-                f"{self.folder / DUMP}: no {what} {key} {index} of a Cell '{place}'. It must be a dump of a whole step of "
-                "this package's Cells, DecoderLoss or what holds it, with level L0 or mix."
+                f"{self.folder / DUMP}: no {what} {key} {index} of a Cell '{place}'. It must be a dump of a whole step "
+                "of this package's Cells, DecoderLoss or what holds it, with level L0 or mix."
             )
         return array
 
@@ -312,7 +312,8 @@ class _Reader:
         dtype = leaf.get("dtype")
         if list(array.shape) != leaf.get("shape") or array.dtype.kind not in "fi":
             raise TraceError(
-                f"{path}: {array.dtype.name}{list(array.shape)}, and {DUMP} says {dtype} {leaf.get('shape')}. Dump again."
+                f"{path}: {array.dtype.name}{list(array.shape)}, and {DUMP} says {dtype} {leaf.get('shape')}. "
+                "Dump again."
             )
         if array.dtype.kind == "i":
             return np.array(array)

@@ -36,8 +36,10 @@ ALIGNMENT = 512
 UPDATES = ("Custom:square_sum", "Custom:adamw")
 """Our own kernels of the update, which the compiler names after no Cell."""
 ANY_OR_ONE = re.compile(r"\blayers\.(\d+|\*)")
-MAX_HOPS = 3
-"""Kernels from a gradient to the update of its parameter."""
+CAST = "Cast"
+"""Named after the first of all that the compiler met: a cast stands where its operand was made."""
+SUMS = (CAST, "Add", "AddN")
+"""What may stand between a gradient and the update of its parameter, beside kernels of the update."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -340,6 +342,7 @@ class _Places:
         self.graph, self.kernels = graph, kernels
         self.phases: dict[str, str] = {}
         self.places: dict[str, str] = {}
+        self._leading: dict[str, bool] = {}
 
     def found(self) -> dict[str, Placed]:
         for kernel in self.kernels:
@@ -368,30 +371,35 @@ class _Places:
     def _place(self, kernel: Kernel) -> str:
         if self.phases[kernel.key] == "optimizer":
             return "optimizer"
-        if own := [place_of(scope) for scope in _scopes(kernel) if self._is_own(scope)]:
+        if kernel.operator == CAST and (sources := self._sources(kernel)):
+            return self.places[sources[0]]
+        if own := [place_of(scope) for scope in _scopes(kernel) if self._is_own(scope, self.phases[kernel.key])]:
             return Counter(own).most_common(1)[0][0]
         if parameter := self._parameter(kernel):
             return parameter.rpartition(".")[0]
         return self._in_layer_of_operands(kernel)
 
-    def _is_own(self, scope: str) -> bool:
+    def _is_own(self, scope: str, phase: str) -> bool:
         """Whether a name stands for one operator's place: it stands in all layers as often, or not in the fullest."""
         place = place_of(scope)
+        if _operator(scope) == CAST:
+            return False
         layer = LAYER.search(place)
         if layer is None:
             return place != STEP
-        counts = self._counts[_name_in_any_layer(scope)]
+        counts = self._counts[_name_in_any_layer(scope), phase]
         even = len(counts) == self._num_layers and len(set(counts.values())) == 1
         return even or counts[layer[0]] < max(counts.values())
 
     @cached_property
-    def _counts(self) -> dict[str, Counter[str]]:
-        """How often each name stands in each layer."""
-        found: dict[str, Counter[str]] = {}
+    def _counts(self) -> dict[tuple[str, str], Counter[str]]:
+        """How often each name stands in each layer, in each phase."""
+        found: dict[tuple[str, str], Counter[str]] = {}
         for kernel in self.kernels:
             for scope in _scopes(kernel):
                 if layer := LAYER.search(place_of(scope)):
-                    found.setdefault(_name_in_any_layer(scope), Counter())[layer[0]] += 1
+                    name = _name_in_any_layer(scope), self.phases[kernel.key]
+                    found.setdefault(name, Counter())[layer[0]] += 1
         return found
 
     @cached_property
@@ -404,46 +412,59 @@ class _Places:
             return names[0]
         if self.phases[kernel.key] != "backward":
             return None
-        level = [Value(kernel=kernel.key, index=number) for number in range(len(kernel.results))]
-        for _ in range(MAX_HOPS):
-            readers = [key for value in level for key in self.graph.readers.get(value, ())]
-            updates = [key for key in readers if self.phases.get(key) == "optimizer"]
-            for key in updates:
+        level = [kernel.key]
+        while level := [key for before in level for key in self._readers(before) if self._leads_to_update(key)]:
+            for key in level:
                 if weights := self._weights(key):
                     return weights[0] if len(weights) == 1 else None
-            level = [
-                Value(kernel=key, index=number)
-                for key in updates for number in range(len(self.graph.kernels[key].results))
-            ]
         return None
 
+    def _readers(self, key: str) -> list[str]:
+        results = range(len(self.graph.kernels[key].results))
+        return [one for index in results for one in self.graph.readers.get(Value(kernel=key, index=index), ())]
+
+    def _leads_to_update(self, key: str) -> bool:
+        """Whether a kernel is one of the update, or a cast or a sum that nothing else reads."""
+        if key not in self._leading:
+            is_sum = self.graph.kernels[key].operator in SUMS
+            ends_there = is_sum and all(map(self._leads_to_update, self._readers(key)))
+            self._leading[key] = self.phases[key] == "optimizer" or ends_there
+        return self._leading[key]
+
     def _weights(self, key: str) -> list[str]:
-        """Those that a kernel reads or writes; inputs and counters stand in no Cell and have no dot in their names."""
-        return [n for n in self.graph.parameters[key] if "." in n and not n.startswith(tuple(PREFIXES))]
+        """Those that a kernel reads or writes, or casts of them; inputs and counters have no dot in their names."""
+        own = [n for n in self.graph.parameters[key] if "." in n and not n.startswith(tuple(PREFIXES))]
+        casts = (v.kernel for v in self.graph.sources[key] if self.graph.kernels[v.kernel].operator == CAST)
+        return own or [name for cast in casts for name in self._weights(cast)]
 
     def _in_layer_of_operands(self, kernel: Kernel) -> str:
-        """Its own Cell, in the layer that its operands come from: the last in the forward pass, the first after."""
-        phase, place = self.phases[kernel.key], next(filter(STEP.__ne__, map(place_of, _scopes(kernel))), ANY_LAYER)
-        backward = phase == "backward"
-        numbers = [
-            int(layer[0].partition(".")[2])
+        """In the layer that its operands come from: the last in the forward pass, the first after. Its own Cell there,
+        but for what automatic differentiation made: that is named alike in all Cells, and stands with its operand."""
+        scopes, backward = _scopes(kernel), self.phases[kernel.key] == "backward"
+        place = next(filter(STEP.__ne__, map(place_of, scopes)), ANY_LAYER)
+        before = {
+            int(layer[0].partition(".")[2]): self.places[key]
             for key in self._sources(kernel)
-            if (not backward or self.phases[key] == phase) and (layer := LAYER.search(self.places.get(key, "")))
-        ]
-        if not numbers:
+            if (not backward or self.phases[key] == "backward") and (layer := LAYER.search(self.places[key]))
+        }
+        if not before:
             return STEP if place == ANY_LAYER else place
-        return ANY_OR_ONE.sub(f"layers.{(min if backward else max)(numbers)}", place)
+        number = min(before) if backward else max(before)
+        return before[number] if scopes[0].startswith(GRADIENTS) else ANY_OR_ONE.sub(f"layers.{number}", place)
 
 
 def _scopes(kernel: Kernel) -> list[str]:
     return [part.scope for part in kernel.parts] or [kernel.scope]
 
 
+def _operator(scope: str) -> str:
+    return scope.rpartition("/")[2].partition("-op")[0]
+
+
 def _name_in_any_layer(scope: str) -> str:
     """Cell and operator without their numbers."""
-    before, _, operator = scope.rpartition("/")
     kind = GRADIENTS if scope.startswith(GRADIENTS) else ""
-    return f"{kind}{LAYER.sub(ANY_LAYER, place_of(f'{before}/'))} {operator.partition('-op')[0]}"
+    return f"{kind}{LAYER.sub(ANY_LAYER, place_of(scope))} {_operator(scope)}"
 
 
 class _Memory:

@@ -13,6 +13,7 @@ import csv
 import resource
 import tempfile
 import time
+from bisect import bisect_left
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Iterator, Sequence
@@ -144,14 +145,14 @@ def read_steps(folder: Path, times: Sequence[Times]) -> tuple[Step, ...]:
         GraphError: if it saw nothing in one of them.
     """
     events = sorted(_events(folder), key=lambda event: event.begin_ns)
-    memory = sorted(_memory(folder))
+    memory, began = sorted(_memory(folder)), [event.begin_ns for event in events]
     steps = tuple(
         Step(
             begin_ns=begin,
             data_ns=read,
             end_ns=end,
-            events=tuple(event for event in events if begin <= event.begin_ns < end),
-            memory=tuple((when, num_bytes) for when, num_bytes in memory if begin <= when < end),
+            events=tuple(events[bisect_left(began, begin):bisect_left(began, end)]),
+            memory=tuple(memory[bisect_left(memory, (begin, 0)):bisect_left(memory, (end, 0))]),
         )
         for begin, read, end in times
     )

@@ -111,6 +111,7 @@ class RecipeSide(Side):
         return cls(text, common) if Path(split_settings(text)[0]).is_file() else None
 
     def beside(self, other: Side) -> None:
+        """As Side's: the tokens of a dump are taken."""
         self.follows = other.leads
 
     def begin_with(self, weights: str) -> None:
@@ -141,6 +142,7 @@ class LayoutSide(RecipeSide):
         return side if side is not None and side.recipe is not None and num_devices_of(side.recipe) > 1 else None
 
     def trace(self, other: Optional[Trace], terminal: Terminal) -> Trace:
+        """As Side's, in this process: MindSpore is in one beside it."""
         assert self.recipe is not None
         recipe = sized(self.recipe)
         inputs = inputs_of(recipe, self.common.step)
@@ -166,11 +168,13 @@ class HuggingFaceSide(Side):
         return cls(text) if (Path(text) / CONFIG).is_file() else None
 
     def beside(self, other: Side) -> None:
+        """As Side's: a recipe is given the folder's weights."""
         self.other = other
         if isinstance(other, RecipeSide):
             other.begin_with(self.text)
 
     def trace(self, other: Optional[Trace], terminal: Terminal) -> Trace:
+        """As Side's, in this process: no other side has MindSpore in it."""
         assert other is not None
         with terminal.working(f"computing {self.text}"):
             inputs = Inputs(batch=other.batch, lr=other.lr)
@@ -188,6 +192,11 @@ class DumpSide(Side):
         return cls(text) if find_dump(Path(text)) else None
 
     def beside(self, other: Side) -> None:
+        """As Side's: it tells where sequences end.
+
+        Raises:
+            TraceError: if it is a Hugging Face folder, which does not.
+        """
         self.other = other
         self.follows = isinstance(other, TraceFolder)
         if isinstance(other, HuggingFaceSide):
@@ -196,6 +205,7 @@ class DumpSide(Side):
             )
 
     def trace(self, other: Optional[Trace], terminal: Terminal) -> Trace:
+        """As Side's; only read."""
         folder = find_dump(Path(self.text))
         assert folder is not None
         if other is not None and self.follows:

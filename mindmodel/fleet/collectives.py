@@ -101,8 +101,8 @@ def _embedding(sizes: RankSizes) -> Iterator[_Call]:
 
 def _layers(sizes: RankSizes) -> Iterator[_Call]:
     """MatMul of attention.out and mlp.down gives a sum over tp; with sequence parallel what goes into MatMul of qkv and
-    gate_up is gathered, and again for the backward pass unless it is kept. Transposed in the backward pass. With a layer
-    are computed again its gathers, which then nobody keeps, and all sums but that at its end.
+    gate_up is gathered, and again for the backward pass unless it is kept. Transposed in the backward pass. With a
+    layer are computed again its gathers, which nobody keeps then, and all sums but that at its end.
     """
     dtype, stream = sizes.recipe.train.compute_dtype, sizes.tokens * sizes.recipe.model.hidden_size
     layers, again = sizes.num_layers, sizes.num_repeated

@@ -14,7 +14,15 @@ from mindmodel.recipe.rules import faults_of
 from mindmodel.recipe.schema import ParallelSection, Recipe
 from mindmodel.recipe.text import show
 
-COSTS = {"micro_batches": 1, "sequence_parallel": 1, "gathered_tokens": 1, "shard_optimizer": 2, "tp": 3, "pp": 4, "recompute": 5}
+COSTS = {
+    "micro_batches": 1,
+    "sequence_parallel": 1,
+    "gathered_tokens": 1,
+    "shard_optimizer": 2,
+    "tp": 3,
+    "pp": 4,
+    "recompute": 5,
+}
 """Which keys a layout changes first, where it changes as many: those that cost the least speed."""
 
 

@@ -75,8 +75,8 @@ def _slices_accumulators(rank: RankSizes) -> bool:
 def _constants(rank: RankSizes) -> int:
     """Masks, cosines and sines, token ids.
 
-    Micro-batches share one graph, and each layer in it has tables of its own, twice where it is computed again; in stages
-    before the last masks too, and tables for queries and for keys.
+    Micro-batches share one graph, and each layer in it has tables of its own, twice where it is computed again; in
+    stages before the last masks too, and tables for queries and for keys.
     """
     recipe = rank.recipe
     table = rank.value_bytes * recipe.data.seq_len // rank.mesh.cp * (recipe.model.head_size or 0)
@@ -259,8 +259,8 @@ def _again(rank: RankSizes) -> bool:
 
 
 def _at_last_swiglu(rank: RankSizes, state: MemoryEstimate) -> MemoryEstimate:
-    """Gradients of its result, which is gone, and of both its sides. In a layer that is recomputed before another stage's
-    the gradient of the weight after it comes first, beside that of its result.
+    """Gradients of its result, which is gone, and of both its sides. Where a layer is recomputed and another stage
+    follows, the gradient of the weight after it comes first, beside that of its result.
     """
     before, recompute = _in_last_layer(rank, state), _recompute_of_last_layer(rank)
     more = (3 if recompute == "selective" else 2) * _ffn(rank)
@@ -317,7 +317,7 @@ def _feed_forward_gradients(rank: RankSizes) -> int:
 
 
 def _waiting(rank: RankSizes) -> int:
-    """Bytes of a tied table's gradient from the output layer, until that of its rows is added; 0 where it is not tied."""
+    """Bytes of a tied table's gradient from the output layer, until that of its rows is added; else 0."""
     if not rank.recipe.model.tied_embeddings:
         return 0
     return 4 * (rank.held[TABLE].own if rank.sums_in_compute else rank.held[TABLE].whole)
@@ -355,8 +355,8 @@ def _at_first_layer(rank: RankSizes, state: MemoryEstimate) -> MemoryEstimate:
 
 
 def _at_embedding(rank: RankSizes, state: MemoryEstimate) -> MemoryEstimate:
-    """Without micro-batches, the table's gradient, beside all others; that of a tied one is the sum of two. Of the first
-    layer what is summed in the compute dtype is still in use, where no collective of tp has been waited for.
+    """Without micro-batches, the table's gradient, beside all others; that of a tied one is the sum of two. Of the
+    first layer what is summed in the compute dtype is still in use, where no collective of tp has been waited for.
     """
     if rank.accumulates:
         return state

@@ -106,7 +106,7 @@ class CausalAttentionAscend(nn.Cell):
         k = k.reshape((-1, seq_len, num_kv_heads, size))
         if q_norm is not None:
             q, k = q_norm(q), k_norm(k)
-        # What waits for an input is no constant: those MindSpore copies for every use where micro-batches share a graph.
+        # What waits for an input is no constant; those are copied for every use where micro-batches share a graph.
         cos, sin = ops.depend(ops.cast(self.cos, x.dtype), x), ops.depend(ops.cast(self.sin, x.dtype), x)
         mask = ops.depend(self.mask, x)
         q, k = self.q_rope(q, cos, sin, 0), self.k_rope(k, cos, sin, 0)

@@ -51,6 +51,7 @@ class Family:
         qk_norm: whether query and key heads are normalised.
         rope_scaling_types: that its Hugging Face class and our decoder share.
         rules: between our parameters and Hugging Face's tensors.
+        mindformers_rules: between our parameters and those of MindFormers' model, with its published settings.
         fixed_entries: config.json entries with the only value that the decoder can do; written, and checked when read.
         checked_entries: the same for entries that are not written; of a list, each item is checked.
         default_entries: values of the family's own for entries that a config.json leaves out.
@@ -62,6 +63,7 @@ class Family:
     qk_norm: bool
     rope_scaling_types: tuple[str, ...]
     rules: tuple[Rule, ...]
+    mindformers_rules: tuple[Rule, ...]
     fixed_entries: Mapping[str, Any]
     checked_entries: Mapping[str, Any] = field(default_factory=dict)
     default_entries: Mapping[str, Any] = field(default_factory=dict)

@@ -199,8 +199,10 @@ class TokensOverTp(LocalLayer):
 
 
 class NormApart(nn.Cell):
-    """As ResidualNormAscend, but not fused with the addition before it: where weights are gathered again for the backward
-    pass, a norm that is computed again would have that addition wait for a gradient, which waits for it.
+    """Not fused with the addition before it. Interface: ResidualNormAscend's.
+
+    Where weights are gathered again for the backward pass, a norm that is computed again would have that addition wait
+    for a gradient, which waits for it.
     """
 
     def __init__(self, replaced: nn.Cell, here: Here):

@@ -78,8 +78,8 @@ def sequence_parallel_has_tp(recipe: Recipe) -> Iterator[Fault]:
 def kept_tokens_are_gathered(recipe: Recipe) -> Iterator[Fault]:
     parallel = recipe.parallel
     if parallel.gathered_tokens == "kept" and not parallel.sequence_parallel:
-        text = "'kept' is about tokens that sequence_parallel gathers, and it is false. Use again, or sequence_parallel=true."
-        yield Fault("parallel.gathered_tokens", text)
+        text = "'kept' is about tokens that sequence_parallel gathers, and it is false"
+        yield Fault("parallel.gathered_tokens", f"{text}. Use again, or sequence_parallel=true.")
 
 
 def sequence_parallel_divides_the_tokens(recipe: Recipe) -> Iterator[Fault]:

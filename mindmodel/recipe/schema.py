@@ -91,7 +91,7 @@ class ParallelSection:
     micro_batches: int = key("parts of a rank's sequences; gradients are summed over them", 1, minimum=1)
     sequence_parallel: bool = key("norms and residuals split over the tp ranks", False)
     gathered_tokens: Literal["again", "kept"] = key(
-        "what sequence_parallel gathers for products, in the backward pass; kept: more memory, fewer bytes sent", "again"
+        "of sequence_parallel, in the backward pass; kept: a third less is gathered over tp, more memory", "again"
     )
     shard_optimizer: Literal["none", "states", "gradients", "parameters"] = key(
         "what is split over the dp ranks", "none"

@@ -7,7 +7,7 @@ from typing import Iterable, Mapping, Optional
 import numpy as np
 from mindspore import Parameter, Tensor
 
-from mindmodel.checkpoint.load import Checkpoint, misfit_message, misfits, shapes_of
+from mindmodel.checkpoint.load import Checkpoint, in_turn, misfit_message, misfits, shapes_of
 from mindmodel.checkpoint.tensor_file import LazyTensor
 from mindmodel.errors import CheckpointError
 from mindmodel.models.decoder import Decoder
@@ -37,8 +37,8 @@ def fill(parameters: Iterable[Parameter], arrays: Mapping[str, np.ndarray], wher
     shapes = {name: tuple(parameter.shape) for name, parameter in named.items()}
     if found := misfits(shapes, shapes_of(arrays)):
         raise CheckpointError(misfit_message(where, found))
-    for name, parameter in named.items():
-        parameter.set_data(Tensor(_own(arrays[name])))
+    for name, array in in_turn(arrays, list(named)):
+        named[name].set_data(Tensor(_own(array)))
 
 
 def _own(array: np.ndarray) -> np.ndarray:

@@ -4,28 +4,13 @@ import random
 
 import numpy as np
 import pytest
+from crew import fault_of_blocks, random_blocks
 
-from mindmodel.checkpoint.blocks import Block, common, fault_of, whole
+from mindmodel.checkpoint.blocks import Block, common, whole
 
 
 def block(offset, shape):
     return Block(offset=tuple(offset), shape=tuple(shape))
-
-
-def random_blocks(draw, shape):
-    """Of a tensor that was cut at random again and again."""
-    blocks = [whole(shape)]
-    for _ in range(draw.randrange(8)):
-        one = blocks.pop(draw.randrange(len(blocks)))
-        dim = draw.randrange(len(shape))
-        size = draw.randrange(one.shape[dim] + 1)
-        for start, length in ((0, size), (size, one.shape[dim] - size)):
-            offset, extent = list(one.offset), list(one.shape)
-            offset[dim] += start
-            extent[dim] = length
-            blocks.append(block(offset, extent))
-        blocks = [one for one in blocks if 0 not in one.shape]
-    return blocks
 
 
 def counted(blocks, shape):
@@ -41,9 +26,9 @@ def test_blocks_that_were_cut_at_random_make_up_the_tensor_and_fewer_or_more_do_
     for _ in range(300):
         shape = tuple(draw.randrange(1, 7) for _ in range(draw.randrange(1, 4)))
         blocks = random_blocks(draw, shape)
-        assert fault_of(blocks, shape) == ""
-        assert fault_of([*blocks, draw.choice(blocks)], shape) == "two slices overlap"
-        assert fault_of(blocks[1:], shape) == "its slices leave a gap"
+        assert fault_of_blocks(blocks, shape) == ""
+        assert fault_of_blocks([*blocks, draw.choice(blocks)], shape) == "two slices overlap"
+        assert fault_of_blocks(blocks[1:], shape) == "its slices leave a gap"
 
 
 def test_the_answer_is_that_of_counting_for_any_blocks():
@@ -52,12 +37,12 @@ def test_the_answer_is_that_of_counting_for_any_blocks():
         shape = tuple(draw.randrange(1, 5) for _ in range(2))
         offsets = [tuple(draw.randrange(size) for size in shape) for _ in range(draw.randrange(1, 4))]
         blocks = [block(at, (draw.randrange(1, s - o + 1) for o, s in zip(at, shape))) for at in offsets]
-        assert (fault_of(blocks, shape) == "") == (counted(blocks, shape) == 1).all()
+        assert (fault_of_blocks(blocks, shape) == "") == (counted(blocks, shape) == 1).all()
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (3, 0), (2, 3)])
 def test_the_whole_makes_up_any_tensor(shape):
-    assert fault_of([whole(shape)], shape) == ""
+    assert fault_of_blocks([whole(shape)], shape) == ""
 
 
 def test_what_two_blocks_share_is_what_indexing_says():

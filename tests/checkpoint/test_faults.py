@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import subprocess
+import threading
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from mindmodel.checkpoint.load import list_checkpoints, newest_checkpoint, open_
 from mindmodel.checkpoint.part import Crew
 from mindmodel.checkpoint.save import save_checkpoint
 from mindmodel.checkpoint.shares import Placement
+from mindmodel.checkpoint.tensor_file import write_tensors
 from mindmodel.errors import CheckpointError
 from mindmodel.parallel.mesh import Mesh
 
@@ -54,39 +57,55 @@ def test_files_that_were_swapped_are_named(tmp_path):
 
 def test_the_index_of_another_checkpoint_is_found_out(tmp_path):
     save(tmp_path, 1)
-    index = (save(tmp_path, 2) / "index.json").read_text()
-    (save(tmp_path, 3) / "index.json").write_text(index)
+    other = save(tmp_path, 3)
+    for name in ("index.json", "slices.safetensors"):
+        (other / name).write_bytes((save(tmp_path, 2) / name).read_bytes())
     step, said = found(tmp_path)
     assert step == 2 and "step_3/weights-rank0.safetensors: damaged: SHA-256" in said
 
 
 def test_a_rank_that_never_returns_is_named_and_leaves_nothing(tmp_path):
     save(tmp_path, 1)
-    with pytest.raises(CheckpointError, match=r"\.step_2\.tmp: rank 1 did not write its part within 0.2 s. Nothing of"):
+    with pytest.raises(CheckpointError, match=r"\.step_2\.b\.tmp: rank 1 did not write its part within 0.2 s. Nothing"):
         save_as(0, tmp_path, 2, patience_s=0.2)
     assert names(tmp_path) == ["step_1"]
 
 
 def test_a_first_rank_that_never_begins_is_named(tmp_path):
-    with pytest.raises(CheckpointError, match=r"\.step_2\.tmp: rank 1 waited 0.2 s for rank 0 to begin this"):
+    with pytest.raises(CheckpointError, match=r"\.step_2\.b\.tmp: rank 1 waited 0.2 s for rank 0 to begin this"):
         save_as(1, tmp_path, 2, patience_s=0.2)
 
 
 def test_what_another_job_left_is_not_joined(tmp_path):
-    (tmp_path / ".step_2.tmp").mkdir()
-    (tmp_path / ".step_2.tmp" / "attempt").write_text("a")
+    (tmp_path / ".step_2.a.tmp").mkdir()
     with pytest.raises(CheckpointError, match="rank 1 waited 0.2 s for rank 0"):
         save_as(1, tmp_path, 2, patience_s=0.2)
-    assert names(tmp_path / ".step_2.tmp") == ["attempt"]
+    assert names(tmp_path / ".step_2.a.tmp") == []
 
 
-def test_a_note_of_another_job_does_not_count(tmp_path, monkeypatch):
-    def announce(folder, crew):
-        (folder / "rank_1.json").write_text('{"attempt": "a", "files": {}, "slices": {}}')
+def test_a_rank_of_a_dead_job_that_goes_on_writing_hinders_nobody(tmp_path):
+    """It left its folder, and writes into it while another job removes that and saves the same step."""
+    save(tmp_path, 1)
+    folder, stop = tmp_path / ".step_2.a.tmp", threading.Event()
+    folder.mkdir()
 
-    monkeypatch.setattr("mindmodel.checkpoint.save.announce", announce)
-    with pytest.raises(CheckpointError, match="rank 1 did not write its part"):
-        save_as(0, tmp_path, 2, patience_s=0.2)
+    def write():
+        while not stop.is_set():
+            with suppress(FileNotFoundError, FileExistsError):
+                write_tensors(folder / "weights-rank1.safetensors", {"w": np.zeros((3, 4), np.float32)})
+                folder.mkdir()  # it cannot even be removed for good
+
+    straggler = threading.Thread(target=write)
+    straggler.start()
+    try:
+        for _ in range(20):
+            save(tmp_path, 2, attempt="b")
+    finally:
+        stop.set()
+        straggler.join()
+    assert found(tmp_path) == (2, "") and list_checkpoints(tmp_path) == [1, 2]
+    save(tmp_path, 3)
+    assert names(tmp_path) == ["step_1", "step_2", "step_3"]
 
 
 def test_a_rank_that_cannot_write_fails_them_all_and_leaves_nothing(tmp_path, monkeypatch):

@@ -6,8 +6,8 @@ from collections import Counter, defaultdict
 
 import pytest
 from command import ROOT
+from crew import fault_of_blocks
 
-from mindmodel.checkpoint.blocks import fault_of
 from mindmodel.checkpoint.layout import optimizer_placements, weight_placements
 from mindmodel.checkpoint.shares import pieces
 from mindmodel.errors import LayoutError, RecipeError
@@ -49,7 +49,8 @@ def faults(placements, mesh):
     found = defaultdict(list)
     for piece in pieces(placements, mesh):
         found[piece.name].append(piece)
-    return {name: fault for name, placement in placements.items() if (fault := fault_of(found[name], placement.shape))}
+    said = {name: fault_of_blocks(found[name], placement.shape) for name, placement in placements.items()}
+    return {name: fault for name, fault in said.items() if fault}
 
 
 def test_the_slices_of_random_layouts_make_up_every_tensor():

@@ -2,17 +2,26 @@
 
 import dataclasses
 import hashlib
-import json
 
 import numpy as np
 import pytest
 
-from mindmodel.checkpoint.index import FileEntry, Index, Slice, TensorEntry
-from mindmodel.checkpoint.load import list_checkpoints, newest_checkpoint, open_checkpoint
+from mindmodel.checkpoint import load
+from mindmodel.checkpoint.index import Index, TensorEntry
+from mindmodel.checkpoint.load import (
+    HeldTensors,
+    damage_of,
+    in_turn,
+    list_checkpoints,
+    newest_checkpoint,
+    open_checkpoint,
+)
 from mindmodel.checkpoint.save import save_checkpoint
+from mindmodel.checkpoint.shares import Placement
+from mindmodel.checkpoint.slices import Slice, Slices
 from mindmodel.checkpoint.tensor_file import write_tensors
 from mindmodel.errors import CheckpointError
-from mindmodel.files import sha256_of
+from mindmodel.parallel.mesh import Mesh
 
 WHOLE = np.arange(24, dtype=np.float32).reshape(4, 6)
 
@@ -44,9 +53,7 @@ def save_slices(folder, slices):
     folder.mkdir()
     files = {}
     for part in slices:
-        rows, columns = (slice(start, start + size) for start, size in zip(part.offset, part.shape))
-        written = write_tensors(folder / part.file, {"w": WHOLE[rows, columns]})
-        files[part.file] = FileEntry(bytes=written.num_bytes, sha256=sha256_of(folder / part.file))
+        files[part.file] = write_tensors(folder / part.file, {"w": WHOLE[part.place]}).num_bytes
     index = Index(
         step=1,
         samples=0,
@@ -56,17 +63,23 @@ def save_slices(folder, slices):
         versions={},
         random={},
         files=files,
-        tensors={"w": TensorEntry(shape=(4, 6), dtype="float32", slices=tuple(slices))},
+        tensors={"w": TensorEntry(shape=(4, 6), dtype="float32", slices=Slices.of(*slices))},
     )
-    (folder / "index.json").write_text(index.to_json())
-    return index
+    index.write(folder)
 
 
-SLICES = [
-    Slice(file=f"weights-{row}{column}.safetensors", offset=(2 * row, 3 * column), shape=(2, 3))
-    for row in (0, 1)
-    for column in (0, 1)
-]
+def quarter(row, column):
+    """One of the four slices."""
+    block = WHOLE[2 * row : 2 * row + 2, 3 * column : 3 * column + 3]
+    return Slice(
+        file=f"weights-{row}{column}.safetensors",
+        offset=(2 * row, 3 * column),
+        shape=block.shape,
+        sha256=hashlib.sha256(block.tobytes()).hexdigest(),
+    )
+
+
+SLICES = [quarter(row, column) for row in (0, 1) for column in (0, 1)]
 
 
 def test_a_tensor_that_lies_whole_in_a_file_is_a_read_only_view(tmp_path):
@@ -144,10 +157,9 @@ def test_a_missing_or_damaged_index_is_named(tmp_path):
 )
 def test_a_file_that_does_not_hold_what_the_index_says_is_refused(tmp_path, tensors, fault):
     path = save_step(tmp_path, 1)
-    index = Index.from_json(json.loads((path / "index.json").read_text()), path)
-    written = write_tensors(path / "weights.safetensors", tensors)
-    files = {**index.files, "weights.safetensors": FileEntry(bytes=written.num_bytes)}
-    (path / "index.json").write_text(dataclasses.replace(index, files=files).to_json())
+    index = Index.read(path)
+    files = {**index.files, "weights.safetensors": write_tensors(path / "weights.safetensors", tensors).num_bytes}
+    dataclasses.replace(index, files=files).write(path)
     with pytest.raises(CheckpointError, match=fault):
         open_checkpoint(path)
 
@@ -189,8 +201,50 @@ def test_the_checksum_in_the_index_is_that_of_the_numbers(tmp_path):
     assert part.sha256 == hashlib.sha256(np.full(5, 7, np.float32).tobytes()).hexdigest()
 
 
-def test_a_file_with_a_checksum_of_its_own_is_compared_with_it(tmp_path):
+def test_the_slice_that_was_damaged_is_named(tmp_path):
     save_slices(tmp_path / "step_1", SLICES)
     flip_last_byte(tmp_path / "step_1" / SLICES[2].file)
     with pytest.raises(CheckpointError, match="step_1/weights-10.safetensors: damaged: SHA-256 .*, the index says"):
         open_checkpoint(tmp_path / "step_1")
+
+
+def test_arrays_come_in_turn_while_the_next_is_fetched(tmp_path, monkeypatch):
+    save_slices(tmp_path / "step_1", SLICES)
+    weights, fetched = open_checkpoint(tmp_path / "step_1", verify=False).weights(), []
+    fetch = weights.fetch
+    monkeypatch.setattr(weights, "fetch", lambda name: fetched.append(name) or fetch(name))
+    ((name, array),) = in_turn(weights, ["w"])
+    assert name == "w" and fetched == ["w"]
+    np.testing.assert_array_equal(array, WHOLE)
+    assert list(in_turn({"a": 1, "b": 2}, ["b", "a"])) == [("b", 2), ("a", 1)] and list(in_turn(weights, [])) == []
+
+
+def test_what_a_rank_holds_comes_in_turn_too(tmp_path):
+    save_slices(tmp_path / "step_1", SLICES)
+    placements = {"w": Placement(shape=(4, 6), dtype="float32", axes=("tp", None), stage=0)}
+    weights = open_checkpoint(tmp_path / "step_1", verify=False).weights()
+    ((_, array),) = in_turn(HeldTensors(weights, placements, Mesh(tp=4), 1), ["w"])
+    np.testing.assert_array_equal(array, WHOLE[1:2])
+
+
+def test_a_damaged_file_is_named_when_it_is_fetched(tmp_path):
+    save_slices(tmp_path / "step_1", SLICES)
+    weights = open_checkpoint(tmp_path / "step_1", verify=False).weights()
+    (tmp_path / "step_1" / SLICES[3].file).write_bytes(b"short")
+    with pytest.raises(CheckpointError, match="weights-11.safetensors: no whole safetensors file"):
+        list(in_turn(weights, ["w"]))
+
+
+def test_all_damage_of_a_large_file_is_named_though_many_threads_look(tmp_path, monkeypatch):
+    monkeypatch.setattr(load, "BATCH_BYTES", 20)
+    weights = {f"w{number}": np.full(5, number, np.float32) for number in range(6)}
+    path = save_checkpoint(
+        tmp_path, step=1, samples=0, tokens=0, weights=weights, optimizer={}, recipe={}, versions={}, random={},
+        layout={}, keep=1, keep_every=0,
+    )
+    content = bytearray((path / "weights.safetensors").read_bytes())
+    content[-1] ^= 1
+    content[-41] ^= 1
+    (path / "weights.safetensors").write_bytes(content)
+    _, faults = damage_of(path)
+    assert [fault.partition("tensor ")[2][:4] for fault in faults] == ["'w3'", "'w5'"]

@@ -49,7 +49,7 @@ def test_what_one_layout_saves_another_loads_bit_by_bit(tmp_path, monkeypatch, g
 
 def test_each_rank_writes_files_of_its_own_and_nothing_else_is_left(tmp_path):
     path = save_by_all(tmp_path, 1, held(ARRAYS, ROWS, Mesh(tp=2)), ROWS, Mesh(tp=2))
-    assert names(path) == ["index.json", "weights-rank0.safetensors", "weights-rank1.safetensors"]
+    assert names(path) == ["index.json", "slices.safetensors", "weights-rank0.safetensors", "weights-rank1.safetensors"]
     assert names(tmp_path) == ["step_1"]
 
 

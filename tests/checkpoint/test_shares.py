@@ -5,10 +5,10 @@ import random
 from collections import Counter
 
 import pytest
-from crew import random_mesh, random_placements, random_shapes
+from crew import fault_of_blocks, random_mesh, random_placements, random_shapes
 
 from mindmodel.checkpoint import shares
-from mindmodel.checkpoint.blocks import common, fault_of
+from mindmodel.checkpoint.blocks import common
 from mindmodel.checkpoint.shares import Placement, held_block, pieces
 from mindmodel.errors import LayoutError
 from mindmodel.parallel.mesh import Mesh
@@ -36,7 +36,7 @@ def test_pieces_make_up_every_tensor_and_each_lies_in_what_its_rank_holds(grain)
         assert len({(piece.name, piece.rank) for piece in found}) == len(found)
         for name, placement in placements.items():
             mine = [piece for piece in found if piece.name == name]
-            assert fault_of(mine, placement.shape) == "", (mesh, placement, mine)
+            assert fault_of_blocks(mine, placement.shape) == "", (mesh, placement, mine)
             for piece in mine:
                 held = held_block(placement, mesh, piece.rank)
                 assert held is not None

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 
 import ml_dtypes
 import numpy as np
@@ -10,6 +11,7 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 
+from mindmodel.checkpoint import tensor_file
 from mindmodel.checkpoint.tensor_file import LazyTensor, TensorFile, write_tensors
 from mindmodel.errors import CheckpointError, ConversionError
 
@@ -154,3 +156,22 @@ def test_a_header_longer_than_the_file_is_refused_unread(tmp_path):
     (tmp_path / "x").write_bytes((2**62).to_bytes(8, "little") + b"{}")
     with pytest.raises(CheckpointError, match=f"a header of {2**62} bytes is announced in a file of 10"):
         TensorFile(tmp_path / "x")
+
+
+def test_the_bytes_of_a_tensor_or_of_some_rows_come_in_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr(tensor_file, "CHUNK_BYTES", 10)
+    array = np.arange(24, dtype=np.int16).reshape(6, 4)
+    write_tensors(tmp_path / "a", {"before": np.ones(3, np.int16), "w": array, "empty": np.zeros((0, 4), np.int16)})
+    file = TensorFile(tmp_path / "a")
+    assert b"".join(map(bytes, file.chunks("w"))) == array.tobytes()
+    assert b"".join(map(bytes, file.chunks("w", slice(2, 5)))) == array[2:5].tobytes()
+    assert list(file.chunks("empty")) == list(file.chunks("empty", slice(0, 0))) == []
+    assert file.sha256("w") == hashlib.sha256(array.tobytes()).hexdigest()
+
+
+def test_a_file_that_becomes_shorter_is_named(tmp_path):
+    write_tensors(tmp_path / "a", {"w": np.zeros(9)})
+    file = TensorFile(tmp_path / "a")
+    os.truncate(tmp_path / "a", 80)
+    with pytest.raises(CheckpointError, match="no whole safetensors file: it became shorter while it was read"):
+        file.sha256("w")

@@ -89,11 +89,17 @@ def test_the_tokens_of_a_step_need_a_corpus(path, computed, capsys):
     assert "runs/demo/data: there is no corpus, so the tokens of step 3 are not known" in capsys.readouterr().err
 
 
-def test_traces_that_agree_are_a_line_a_layer(folders, capsys):
+def test_traces_that_are_equal_are_said_to_be(folders, capsys):
     assert main(["debug", "compare", "good", "again"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "equal       at every place, in every number"
+
+
+def test_traces_that_agree_are_a_line_a_layer(folders, capsys):
+    write_trace(changed(made_trace(), "activation", "norm", lambda array: array * np.float32(1 + 1e-6)), Path("near"))
+    assert main(["debug", "compare", "good", "near"]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "A           made: float32, loss 2.500000, gradient norm 0.500000"
-    assert said[-1] == "agree       rounding of float32 and float32 explains every difference"
+    assert said[-1] == "agree       rounding of float32 explains every difference"
     names = [line.split()[0] for line in said[4:-1]]
     assert names == ["embedding", "layers.0", "layers.1", "norm", "logits", "loss", "head", "grad_norm"]
     assert "!" not in "".join(said[4:])

@@ -6,7 +6,7 @@ import re
 from types import SimpleNamespace
 
 import pytest
-from command import Session
+from command import Command, Session, fill_with_corpus
 
 from mindmodel.cli.debug import step as verb
 from mindmodel.cli.debug.step import in_pynative
@@ -29,12 +29,20 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.fixture(scope="module")
-def session(finished):
+def command(tmp_path_factory, cache_of_the_tests):
+    """In a folder that has the corpus and the recipe of `finished`."""
+    folder = tmp_path_factory.mktemp("stepped")
+    fill_with_corpus(folder)
+    return Command(folder)
+
+
+@pytest.fixture(scope="module")
+def session(command):
     """Two steps: a look into the attention, a breakpoint of the user's own, and out of the second step."""
-    (finished.folder / "user.py").write_text(SCRIPT)
+    (command.folder / "user.py").write_text(SCRIPT)
     arguments = ("user.py", "debug", "step", "recipe.yaml", "runtime.output=stepped", "--steps", "2", "--break")
     answers = ["p 'rows', x.shape", "w", "c", "p 'in mlp', x.dtype", "c", "q"]
-    return Session(finished, (*arguments, "layers.0.attention"), answers)
+    return Session(command, (*arguments, "layers.0.attention"), answers)
 
 
 def test_the_debugger_stops_in_the_construct_of_the_cell_with_its_callers(session):
@@ -58,8 +66,8 @@ def test_leaving_the_debugger_is_no_failure(session):
     assert session.code == 130 and "left in step 2" in session.output and "Traceback" not in session.output
 
 
-def test_nothing_is_written_but_the_corpus_where_training_will_find_it(session, finished):
-    names = {path.name for path in (finished.folder / "stepped").iterdir()}
+def test_nothing_is_written_but_the_corpus_where_training_will_find_it(session, command):
+    names = {path.name for path in (command.folder / "stepped").iterdir()}
     assert names == {".lock", "data", "tokenizer"}
 
 

@@ -11,7 +11,6 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from mindmodel.checkpoint.run_folder import resolve_weights
-from mindmodel.convert import hf
 from mindmodel.convert.hf import from_hf, to_hf
 from mindmodel.errors import CheckpointError, ConversionError
 from mindmodel.recipe.load import load_run_recipe
@@ -279,7 +278,7 @@ def test_a_full_disk_leaves_nothing_behind(make_run, save_hf, tmp_path, monkeypa
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("mindmodel.convert.folder.write_text_safely", fail)
-    monkeypatch.setattr(hf, "write_text_safely", fail)
+    monkeypatch.setattr("mindmodel.convert.imported.write_text_safely", fail)
     with pytest.raises(OSError, match="No space left on device"):
         to_hf(run.path, tmp_path / "out")
     with pytest.raises(OSError, match="No space left on device"):

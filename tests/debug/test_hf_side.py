@@ -141,7 +141,8 @@ def given(folder):
 
 def test_without_a_recipe_there_are_no_new_weights(folder):
     trace = trace_hugging_face(folder, given(folder), "float32", None)
-    assert trace.tensors["weight"] == {} and len(trace.tensors["weight_grad"]) == len(parameter_shapes(a_recipe(folder).model))
+    assert trace.tensors["weight"] == {}
+    assert trace.tensors["weight_grad"].keys() == parameter_shapes(a_recipe(folder).model).keys()
 
 
 def test_the_loss_is_of_the_labels_as_they_are_given(folder):

@@ -1,4 +1,4 @@
-"""Dumps in msprobe's layout: a trace comes back from one as it was, one that msprobe made is read, and none is trusted."""
+"""Dumps in msprobe's layout: a trace comes back from one as it was, msprobe's own are read, and none is trusted."""
 
 from __future__ import annotations
 
@@ -71,7 +71,8 @@ def test_gradients_are_of_the_sum_of_the_loss_as_a_debugger_sees_them(dump):
     trace, num_labels = a_trace(), 7
     name = "Cell.decoder.layers.0.attention.qkv.Linear.parameters_grad.0"
     array = np.load(dump / ARRAYS / f"{name}.weight.npy")
-    np.testing.assert_allclose(array, trace.tensors["weight_grad"]["layers.0.attention.qkv.weight"] * num_labels, rtol=1e-6)
+    wanted = trace.tensors["weight_grad"]["layers.0.attention.qkv.weight"] * num_labels
+    np.testing.assert_allclose(array, wanted, rtol=1e-6)
     total = np.load(dump / ARRAYS / "Cell.loss.HeadLoss.forward.0.output.1.npy")
     assert total == pytest.approx(trace.loss * num_labels)
 
@@ -91,8 +92,8 @@ def test_files_are_those_of_a_precision_debugger(dump):
     array = a_trace().tensors["activation"]["layers.0.attention.qkv"]
     assert leaf_of(content) == {
         "type": "mindspore.Tensor", "dtype": "Float32", "shape": [8, 6], "data_name": f"{name}.output.0.npy",
-        "Max": pytest.approx(array.max()), "Min": pytest.approx(array.min()), "Mean": pytest.approx(array.mean()),
-        "Norm": pytest.approx(np.linalg.norm(array)),
+        "Max": pytest.approx(array.max()), "Min": pytest.approx(array.min()),
+        "Mean": pytest.approx(array.mean(), abs=1e-7), "Norm": pytest.approx(np.linalg.norm(array)),
     }
     assert construct[name] == "Cell.decoder.layers.0.attention.Attention.forward.0"
     assert construct["Cell.decoder.layers.0.attention.Attention.forward.0"] == "Cell.decoder.layers.0.Block.forward.0"
@@ -109,7 +110,6 @@ def test_the_classes_of_our_cells_are_as_they_are_named(runtime, kernels_of, sma
     kernels_of("CPU")
     model = dataclasses.replace(small_recipe.model, num_kv_heads=1, head_size=8, qk_norm=True)
     cells = {name: type(cell).__name__ for name, cell in Decoder(model, 8).cells_and_names()}
-    cells["layers.0.attention.causal_attention"]  # has no other name
     for place in (*flow(1), "layers.0.attention", "layers.0.mlp", "layers.0.attention.q_norm"):
         path = "head" if place == LOGITS else place
         assert cell_of(place) == f"Cell.decoder.{path}.{cells[path]}"
@@ -185,7 +185,7 @@ def test_statistics_alone_are_refused(dump):
 ])
 def test_a_dump_of_other_cells_or_half_a_step_is_refused(dump, change):
     edit(dump, change)
-    with pytest.raises(TraceError, match=r"no (for|back)ward input.* 0|2 of a Cell '(loss|embedding)'. It must be a dump"):
+    with pytest.raises(TraceError, match=r"no \w+ward input\w* (0|2) of a Cell '(loss|embedding)'. It must be a dump"):
         read_dump(dump)
 
 

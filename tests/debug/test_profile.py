@@ -6,9 +6,10 @@ import json
 from html.parser import HTMLParser
 
 import pytest
-from timed_step import BYTES, FIXED, KERNELS, PROFILE, RECORDING, step
+from timed_step import BYTES, FIXED, KERNELS, MATMULS, NET, PROFILE, RECORDING, kernel, step
 
 from mindmodel.debug.chrome_trace import chrome_trace
+from mindmodel.debug.kernel_graph import KernelGraph
 from mindmodel.debug.profile import Recording, Step, placed_kernels, profile_of
 from mindmodel.debug.profile_page import page_of
 
@@ -47,6 +48,25 @@ def test_a_name_that_all_layers_share_is_not_believed(placed):
     assert places["w1"] == "layers.1.mlp.down" and places["w0"] == "layers.0.mlp.down"  # by the weight that is updated
     assert places["m1"] == "layers.1"  # by what it reads
     assert places["dh"] == "loss" and places["x"] == "embedding" and places["n"] == "optimizer"
+
+
+def test_a_cast_is_no_place_of_its_own_and_hides_no_weight():
+    cast = f"{NET}/embedding-Embedding/Cast"
+    kernels = [
+        *KERNELS[:3],
+        kernel("c", f"{cast}-op0", ("%para3_layers.1.mlp.down.weight",)),
+        KERNELS[3],
+        kernel("d1", MATMULS[1], ("dh", "c")),
+        kernel("c0", f"{cast}-op1", ("d1",)),
+        kernel("w0", MATMULS[2], ("c0", "x")),
+        kernel("cw", f"{cast}-op2", ("w0",)),
+        kernel("sum", "Default/Add-op0", ("cw", "cw")),
+        kernel("a0", KERNELS[-1].scope, ("%para2_layers.0.mlp.down.weight", "sum"), shape=(1,)),
+    ]
+    graph = KernelGraph(kernels={one.key: one for one in kernels}, bundles={}, output="a0")
+    places = {one.kernel.key: one.place for one in placed_kernels(graph, step(0, kernels=kernels)).values()}
+    assert places["c"] == places["d1"] == places["c0"] == "layers.1.mlp.down"
+    assert places["w0"] == places["cw"] == places["sum"] == "layers.0.mlp.down"
 
 
 def test_the_phases_add_up_to_the_step(profile):

@@ -16,13 +16,15 @@ SLICES = 8
 LOGITS_BYTES = 2 * TOKENS * SIZES["vocab_size"] // TP
 """In bfloat16, of a rank."""
 
+APART = "sharded parameters"
+SUMMED = "selective, summed in bfloat16"
 LAYOUTS = {
     "plain": {},
-    "selective, summed in bfloat16": {"recompute": "selective", "reduce_dtype": "compute"},
+    SUMMED: {"recompute": "selective", "reduce_dtype": "compute"},
     "micro-batches": {"recompute": "selective", "micro_batches": 2},
     "tokens kept": {"gathered_tokens": "kept"},
+    APART: {"shard_optimizer": "parameters", "recompute": "selective"},
 }
-SUMMED = "selective, summed in bfloat16"
 LAYER_KERNELS = {"plain": 30, SUMMED: 42, "tokens kept": 30}
 """In a layer: cast and transposed products of four weights, norms and what is added, rotation, attention, SwiGLU."""
 
@@ -124,5 +126,11 @@ def test_a_tensor_takes_four_kernels_from_its_gradient_to_its_update(reports):
     assert not kernels.keys() & {"Transpose", "BroadcastTo", "ZerosLike", "Square"}
 
 
-def test_norms_are_fused_with_the_addition_before_them(report):
-    assert report.kernels["AddRmsNorm"] >= 2 * SIZES["num_layers"] - 1
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != APART])
+def test_norms_are_fused_with_the_addition_before_them(reports, layout):
+    assert reports[layout].kernels["AddRmsNorm"] >= 2 * SIZES["num_layers"] - 1
+
+
+def test_norms_that_would_wait_for_a_gradient_are_not(reports):
+    """Fused they do not compile: the addition would wait too, and the gradient for it."""
+    assert reports[APART].kernels["AddRmsNorm"] <= 1

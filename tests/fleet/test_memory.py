@@ -151,7 +151,6 @@ LAYOUTS = {
     "summed in compute, recompute full": (small(model=TWO, **SUMMED, sequence_parallel=True, recompute="full"), 0),
     "tied, recompute full": (small(model=QWEN3, **DATA, recompute="full"), 0),
     "tied, summed in compute": (small(model=QWEN3, **DATA, reduce_dtype="compute", recompute="full"), 0),
-    "tied, parameters": (small(model=QWEN3, dp=4, shard_optimizer="parameters", recompute="full"), 0),
     "pipeline, first stage": (small(**PIPELINE), 0),
     "pipeline, last stage": (small(**PIPELINE), 4),
     "copied heads": (small(model={**TWO, "num_kv_heads": 2}, **{**SHARDED, "tp": 4}), 0),

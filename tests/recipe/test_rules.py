@@ -60,8 +60,8 @@ CASES = {
     ),
     "kept_tokens_are_gathered": (
         ["parallel.gathered_tokens=kept", "parallel.tp=2"],
-        "command line, parallel.gathered_tokens: 'kept' is about tokens that sequence_parallel gathers, and it is false. "
-        "Use again, or sequence_parallel=true.",
+        "command line, parallel.gathered_tokens: 'kept' is about tokens that sequence_parallel gathers, and it is "
+        "false. Use again, or sequence_parallel=true.",
     ),
     "sequence_parallel_divides_the_tokens": (
         ["parallel.sequence_parallel=true", "parallel.tp=2", "parallel.dp=8", "data.seq_len=33",

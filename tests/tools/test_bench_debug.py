@@ -44,9 +44,10 @@ def test_a_tool_that_costs_too_much_or_changes_the_losses_fails(measured, change
 
 
 @pytest.mark.long
-def test_a_traced_step_has_the_losses_of_the_step(tmp_path, capsys):
+@pytest.mark.parametrize("tool", TOOLS)
+def test_a_step_with_a_tool_at_work_has_the_losses_of_the_step(tool, tmp_path, capsys):
     target = tmp_path / "debug.json"
-    few = ["--only", "trace", "--sizes", "tiny", "--dtypes", "float32", "--rounds", "1"]
+    few = ["--only", tool, "--sizes", "tiny", "--dtypes", "float32", "--rounds", "1"]
     bench_debug.main([*few, "--json", str(target)])
     (row,) = json.loads(target.read_text())["rows"]
     assert row["same_losses"] and row["ratio"] > 0

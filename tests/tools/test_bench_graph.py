@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 
 import bench_graph
@@ -13,8 +14,11 @@ from bench.graph_counts import wire_bytes as counted_wire_bytes
 from bench.graph_layouts import LAYOUTS
 from bench.rivals import ChildFailed
 
-from mindmodel.dryrun.report import Collective
+from mindmodel.dryrun.report import Collective, ring_bytes
 from mindmodel.errors import LayoutError, RecipeError
+from mindmodel.fleet.collectives import collectives_of
+from mindmodel.fleet.memory import estimate_memory
+from mindmodel.parallel.mesh import mesh_of
 
 GIB = 2**30
 SMALL = ["model.hidden_size=128", "model.num_heads=4", "model.ffn_size=384", "data.seq_len=128"]
@@ -137,6 +141,44 @@ def test_the_lean_recipe_computes_what_is_cheap_again_and_sums_in_bfloat16_where
     parallel = bench_graph.lean(recipe).parallel
     assert (parallel.recompute, parallel.reduce_dtype) == settings
     assert bench_graph.lean(bench_graph.lean(recipe)) == bench_graph.lean(recipe)
+
+
+MINDFORMERS = {
+    "dp2tp4": (21.284, 10.926),
+    "dp2tp4-sp": (19.822, 10.972),
+    "dp8tp8-sp": (7.527, 11.420),
+    "dp4tp4pp4-first": (11.946, 15.880),
+    "dp4tp4pp4-first-sp": (10.375, 15.505),
+    "dp4tp4pp4-last": (6.232, 14.336),
+    "dp4tp4pp4-last-sp": (5.857, 14.336),
+    "dp2tp4-recompute": (17.298, 12.426),
+}
+"""GiB of its 32 layers at the peak and on the wire, the lowest of three settings each, as the tool measured them."""
+
+
+def wire_of(recipe, rank):
+    """By the closed form."""
+    mesh, total = mesh_of(recipe.parallel), 0.0
+    for call in collectives_of(recipe, rank):
+        size = math.prod(mesh.degree(name) for name in call.axes)
+        whole = call.bytes * size if call.kind == "AllGather" else call.bytes
+        total += whole if call.kind in ("Send", "Receive") else ring_bytes(call.kind, whole, size)
+    return total
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_layout_has_a_setting_below_mindformers_in_memory_and_on_the_wire_at_once(name):
+    layout = LAYOUTS[name]
+    recipe, (peak, wire) = layout.recipe(32), MINDFORMERS[name]
+    recipe = bench_graph.kept(recipe) if layout.sequence_parallel else recipe
+    assert estimate_memory(recipe, layout.rank).total <= peak * GIB
+    assert wire_of(recipe, layout.rank) <= wire * GIB
+
+
+def test_tokens_are_kept_only_where_they_are_gathered(run, monkeypatch):
+    monkeypatch.setitem(bench_graph.RIVALS, "mindmodel-kept", bench_graph.RIVALS["mindmodel"])
+    _, out, _ = run("--layout", "dp2tp4", "dp2tp4-sp", "--layers", "32", "--rival", "mindmodel", "mindmodel-kept")
+    assert out.count("mindmodel-kept") == 1
 
 
 def test_two_depths_are_extrapolated_to_32_layers_and_the_table_says_so(run):

@@ -1,13 +1,16 @@
 """One measurement of a checkpoint benchmark, in a process of its own: `python -m bench.checkpoint METHOD FOLDER BYTES`.
 
-Prints a JSON object: seconds, and the bytes by which the peak of memory is above that of the tensors; pages of a file
-that is mapped count, though they are the kernel's to take back. What is read ends up in arrays that are there.
+Prints a JSON object: seconds; of what is read also warm_seconds, when it is read again; and the bytes by which the peak
+of memory is above that of the tensors. Pages of a file that is mapped count, though they are the kernel's to take back.
+What is written goes into new files and is synced; then it replaces what the method wrote before, so that all find the
+disk alike. What is read ends up in arrays that are there.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import time
 from contextlib import suppress
@@ -18,7 +21,7 @@ import numpy as np
 from bench.child import memory_bytes
 
 from mindmodel.checkpoint.background import HostMemory
-from mindmodel.checkpoint.load import open_checkpoint
+from mindmodel.checkpoint.load import in_turn, open_checkpoint
 from mindmodel.checkpoint.part import Crew, plan_part
 from mindmodel.checkpoint.save import save_checkpoint
 
@@ -29,10 +32,10 @@ Measured = Callable[[], None]
 
 
 def arrays_of(num_bytes: int) -> Arrays:
-    """Random float32 tensors that make up so many bytes."""
-    draw, rows = np.random.default_rng(0), TENSOR_BYTES // (4 * COLUMNS)
+    """Float32 tensors, each another, that make up so many bytes."""
+    tensor = np.random.default_rng(0).random((TENSOR_BYTES // (4 * COLUMNS), COLUMNS), np.float32)
     count = max(1, num_bytes // TENSOR_BYTES)
-    return {f"layers.{index}.weight": draw.random((rows, COLUMNS), np.float32) for index in range(count)}
+    return {f"layers.{index}.weight": tensor + np.float32(index) for index in range(count)}
 
 
 def synced(path: Path) -> None:
@@ -46,7 +49,7 @@ def write_sequential(folder: Path, arrays: Arrays) -> Measured:
     """As `dd conv=fsync`."""
 
     def work() -> None:
-        with open(folder / "sequential", "wb", buffering=0) as file:
+        with open(folder / "file", "wb", buffering=0) as file:
             for array in arrays.values():
                 numbers = array.reshape(-1).view(np.uint8).data
                 for start in range(0, len(numbers), CHUNK_BYTES):
@@ -69,8 +72,8 @@ def write_mindspore(folder: Path, arrays: Arrays) -> Measured:
     content = [{"name": name, "data": mindspore.Tensor(array)} for name, array in arrays.items()]
 
     def work() -> None:
-        mindspore.save_checkpoint(content, str(folder / "mindspore"), format="safetensors")
-        synced(folder / "mindspore.safetensors")
+        mindspore.save_checkpoint(content, str(folder / "file"), format="safetensors")
+        synced(folder / "file.safetensors")
 
     return work
 
@@ -82,8 +85,8 @@ def write_safetensors(folder: Path, arrays: Arrays) -> Measured:
     content = {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def work() -> None:
-        save_file(content, folder / "safetensors")
-        synced(folder / "safetensors")
+        save_file(content, folder / "file.safetensors")
+        synced(folder / "file.safetensors")
 
     return work
 
@@ -94,8 +97,8 @@ def write_torch(folder: Path, arrays: Arrays) -> Measured:
     content = {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def work() -> None:
-        torch.save(content, folder / "torch")
-        synced(folder / "torch")
+        torch.save(content, folder / "file.pt")
+        synced(folder / "file.pt")
 
     return work
 
@@ -104,7 +107,7 @@ def read_sequential(folder: Path, arrays: Arrays) -> Measured:
     buffer = bytearray(CHUNK_BYTES)
 
     def work() -> None:
-        with open(folder / "sequential", "rb", buffering=0) as file:
+        with open(folder / "file", "rb", buffering=0) as file:
             while file.readinto(buffer):
                 pass
 
@@ -116,8 +119,8 @@ def read_mindmodel(folder: Path, arrays: Arrays) -> Measured:
 
     def work() -> None:
         weights = open_checkpoint(folder / "step_1", verify=False).weights()
-        for name in weights:
-            np.copyto(arrays[name], weights[name])
+        for name, array in in_turn(weights, list(weights)):
+            np.copyto(arrays[name], array)
 
     return work
 
@@ -127,8 +130,8 @@ def read_verified(folder: Path, arrays: Arrays) -> Measured:
 
     def work() -> None:
         weights = open_checkpoint(folder / "step_1").weights()
-        for name in weights:
-            np.copyto(arrays[name], weights[name])
+        for name, array in in_turn(weights, list(weights)):
+            np.copyto(arrays[name], array)
 
     return work
 
@@ -137,7 +140,7 @@ def read_mindspore(folder: Path, arrays: Arrays) -> Measured:
     import mindspore
 
     def work() -> None:
-        path = str(folder / "mindspore.safetensors")
+        path = str(folder / "file.safetensors")
         for name, tensor in mindspore.load_checkpoint(path, format="safetensors").items():
             np.copyto(arrays[name], tensor.asnumpy())
 
@@ -148,7 +151,7 @@ def read_safetensors(folder: Path, arrays: Arrays) -> Measured:
     from safetensors.torch import load_file
 
     def work() -> None:
-        for name, tensor in load_file(folder / "safetensors").items():
+        for name, tensor in load_file(folder / "file.safetensors").items():
             np.copyto(arrays[name], tensor.numpy())
 
     return work
@@ -158,7 +161,7 @@ def read_torch(folder: Path, arrays: Arrays) -> Measured:
     import torch
 
     def work() -> None:
-        for name, tensor in torch.load(folder / "torch", weights_only=True).items():
+        for name, tensor in torch.load(folder / "file.pt", weights_only=True).items():
             np.copyto(arrays[name], tensor.numpy())
 
     return work
@@ -199,20 +202,46 @@ def drop_cache(folder: Path) -> None:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def main() -> None:
-    """Measure once."""
-    method, folder, num_bytes, cold = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "cold"
-    work = METHODS[method](folder, arrays_of(num_bytes))
-    if cold:
-        drop_cache(folder)
+def touch_cache(folder: Path, num_bytes: int) -> None:
+    """Have the kernel take memory for its copies of so many bytes and free it: on a virtual machine, memory that nobody
+    has used for a while costs more than the writing."""
+    zeros, scratch = bytes(CHUNK_BYTES), folder / "scratch"
+    with open(scratch, "wb", buffering=0) as file:
+        for _ in range(num_bytes // CHUNK_BYTES + 2):
+            file.write(zeros)
+    scratch.unlink()
+
+
+def seconds_of(work: Measured) -> float:
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+def measure(method: str, folder: Path, num_bytes: int) -> dict[str, float]:
+    """What is printed."""
+    kind, _, rival = method.partition("_")
+    kept, place = folder / {"verified": "mindmodel"}.get(rival, rival), folder / "new"
+    if kind == "write":
+        place.mkdir()
+    work = METHODS[method](place if kind == "write" else kept, arrays_of(num_bytes))
+    os.sync()
+    touch_cache(folder, num_bytes)
+    if kind == "read":
+        drop_cache(kept)
     base_bytes = memory_bytes("VmRSS")
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    begin = time.perf_counter()
-    work()
-    seconds = time.perf_counter() - begin
-    print(json.dumps({"seconds": seconds, "peak_bytes": memory_bytes("VmHWM") - base_bytes}))
+    result = {"seconds": seconds_of(work), "peak_bytes": memory_bytes("VmHWM") - base_bytes}
+    if kind == "read":
+        result["warm_seconds"] = seconds_of(work)
+    if kind == "write":
+        written = sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
+        assert written >= num_bytes, f"{method} wrote {written} of {num_bytes} bytes"
+        shutil.rmtree(kept, ignore_errors=True)
+        place.rename(kept)
+    return result
 
 
 if __name__ == "__main__":
-    main()
+    print(json.dumps(measure(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))))

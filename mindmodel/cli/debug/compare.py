@@ -4,11 +4,15 @@ examples:
   mindmodel debug compare recipes/cpu/tiny.yaml recipes/cpu/tiny.yaml:runtime.cpu_kernels=graph
   mindmodel debug compare recipes/cpu/tiny.yaml recipes/cpu/tiny.yaml:train.compute_dtype=bfloat16 model.num_layers=2
   mindmodel debug compare runs/tiny/trace recipes/cpu/tiny.yaml --all
+  mindmodel debug compare recipes/cpu/tiny.yaml recipes/cpu/tiny.yaml:parallel.tp=2 --shrink
 
 A and B are each a recipe, a recipe with settings of its own (RECIPE:key=value,key=value), or a folder that `mindmodel
-debug trace` wrote. Behind them stand key=value pairs of both. Weights and tokens are the same on both sides. It prints
-the largest absolute and relative difference of activations, their gradients, the weights' gradients and the weights
-after the step, a layer in a line, and all places of a layer where something is not explained.
+debug trace` wrote. A recipe whose degrees make several devices is compiled for all ranks, which are executed in NumPy.
+A Hugging Face folder is computed by transformers on torch, and a recipe beside it begins with its weights. A dump of
+msprobe is read. Behind them stand key=value pairs of both. Weights and tokens are the same on both sides.
+
+It prints the largest absolute and relative difference of activations, their gradients, the weights' gradients and the
+weights after the step, a layer in a line, and all places of a layer where something is not explained.
 
 exit code: 0 rounding explains every difference; 1 they part; 2 they cannot be compared.
 """
@@ -36,7 +40,8 @@ NAME_WIDTH, CELL_WIDTH = 36, 19
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Of this subcommand."""
-    parser.add_argument("a", metavar="A", help="a recipe, a recipe:key=value,key=value, or the folder of a trace")
+    parser.add_argument("a", metavar="A", help="a recipe, a recipe:key=value,key=value, or the folder of a "
+                        "trace, of a Hugging Face model or of a dump of msprobe")
     parser.add_argument("b", metavar="B", help="the same")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="put on top of both recipes")
     parser.add_argument("--single", action="store_true", help="all parallel degrees 1: runs on one device")
@@ -91,8 +96,11 @@ def _lines(comparison: Comparison, one: Trace, other: Trace, every: bool) -> Ite
 
 def _verdict(comparison: Comparison, one: Trace, other: Trace) -> str:
     first = comparison.first
+    if not any(row.largest for row in comparison.rows):
+        return "equal       at every place, in every number"
     if first is None:
-        return f"agree       rounding of {one.dtype} and {other.dtype} explains every difference"
+        dtypes = " and ".join(dict.fromkeys([one.dtype, other.dtype]))
+        return f"agree       rounding of {dtypes} explains every difference"
     return (
         f"part at     {first.place}, {TITLES[first.kind]}: typical relative difference {first.typical:.1e}, largest "
         f"{first.relative:.1e}; its inputs and rounding explain {first.explained:.1e}"

@@ -4,10 +4,12 @@ examples:
   mindmodel debug trace recipes/cpu/tiny.yaml
   mindmodel debug trace recipes/cpu/tiny.yaml train.compute_dtype=bfloat16 --out runs/tiny/trace-bf16
   mindmodel debug trace recipes/llama/8b.yaml --single --shrink
+  mindmodel debug trace recipes/cpu/tiny.yaml --format msprobe --out runs/tiny/dump
 
 The step is the one that training compiles, on the weights that the run begins with; train.init_from=RUN takes a run's
 or a checkpoint's. Its tokens are random ones of the recipe's seed, or those of a step: --step N. It writes
-FOLDER/trace.json and trace.safetensors, which `mindmodel debug compare` compares. Nothing is trained.
+FOLDER/trace.json and trace.safetensors, which `mindmodel debug compare` compares; with --format msprobe the files that
+msprobe's compare and graph_visualize read, in FOLDER/step0/rank0. Nothing is trained.
 """
 
 from __future__ import annotations
@@ -51,7 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Of this subcommand."""
     add_recipe_arguments(parser)
     parser.add_argument("--step", type=at_least(1), metavar="N", help="tokens of this step; default: random ones")
-    parser.add_argument("--like", type=Path, metavar="TRACE", help="tokens and labels of a trace that was written before")
+    parser.add_argument("--like", type=Path, metavar="TRACE", help="tokens and labels of a trace"
+                        " that was written before")
     parser.add_argument("--format", choices=tuple(FORMATS), default="mindmodel",
                         help="msprobe: the files of its PrecisionDebugger; default mindmodel")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where it is written; default: trace/ of the run")
