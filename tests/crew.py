@@ -15,8 +15,8 @@ from mindmodel.checkpoint.blocks import Block, fault_of, whole
 from mindmodel.checkpoint.part import Crew
 from mindmodel.checkpoint.save import save_checkpoint
 from mindmodel.checkpoint.shares import Placement, held_block
-from mindmodel.checkpoint.tensor_file import DTYPE_OF_NAME
 from mindmodel.parallel.mesh import Mesh
+from mindmodel.tensor_file import DTYPE_OF_NAME
 
 FACTS = {"samples": 8, "tokens": 512, "recipe": {}, "versions": {}, "random": {}, "keep": 9, "keep_every": 0}
 DTYPES = ("float32", "float16", "bfloat16", "int64", "int8")

@@ -107,6 +107,8 @@ def test_a_family_of_one_file_trains_and_becomes_a_hugging_face_folder(copy):
     assert exported.returncode == 0, exported.stderr
     assert '"MistralForCausalLM"' in (copy.folder / "hf" / "config.json").read_text()
     assert copy("convert", "check", "run", "hf").returncode == 0
+    refused = copy("convert", "to-mindformers", "run", "other")
+    assert refused.returncode == 2 and "'mistral' has no rules for MindFormers' names" in refused.stderr
 
 
 def test_a_verb_is_one_file_and_one_line(copy):

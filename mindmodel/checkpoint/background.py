@@ -10,7 +10,7 @@ from typing import Callable, Optional
 import numpy as np
 
 from mindmodel.checkpoint.part import PlannedPart
-from mindmodel.checkpoint.tensor_file import LazyTensor, Tensor
+from mindmodel.tensor_file import LazyTensor, Tensor
 
 
 class HostMemory:

@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 
 from mindmodel.checkpoint.load import Checkpoint
-from mindmodel.checkpoint.tensor_file import Written, write_tensors
 from mindmodel.errors import CheckpointError
 from mindmodel.files import sync_folder
+from mindmodel.tensor_file import Written, write_tensors
 
 
 def export_checkpoint(checkpoint: Checkpoint, target: Path, optimizer: bool = False) -> Written:

@@ -16,9 +16,9 @@ import numpy as np
 
 from mindmodel.checkpoint.blocks import Shape, fault_of, whole
 from mindmodel.checkpoint.slices import Slice, Slices, Table
-from mindmodel.checkpoint.tensor_file import DTYPE_OF_NAME, TensorFile
 from mindmodel.errors import CheckpointError
 from mindmodel.files import file_inside, read_json, sha256_of, stays_inside, write_text_safely
+from mindmodel.tensor_file import DTYPE_OF_NAME, TensorFile
 
 FORMAT = "mindmodel-checkpoint-2"
 INDEX_NAME, TABLE_NAME = "index.json", "slices.safetensors"

@@ -20,11 +20,11 @@ from mindmodel.checkpoint.retention import Hold, step_numbers
 from mindmodel.checkpoint.save import OPTIMIZER, WEIGHTS
 from mindmodel.checkpoint.shares import Placement, held_block
 from mindmodel.checkpoint.slices import Slice
-from mindmodel.checkpoint.tensor_file import DTYPE_OF_NAME, LazyTensor, TensorFile
 from mindmodel.errors import CheckpointError
 from mindmodel.files import file_inside
 from mindmodel.machine import usable_cores
 from mindmodel.parallel.mesh import Mesh
+from mindmodel.tensor_file import DTYPE_OF_NAME, LazyTensor, TensorFile
 
 BATCH_BYTES = 64 * 2**20
 """What a thread verifies at a time, or a tensor where that is more."""

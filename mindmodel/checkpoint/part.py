@@ -16,10 +16,10 @@ from typing import Iterable, Iterator, Mapping, Optional
 
 from mindmodel.checkpoint.shares import Piece, Placement, held_block, pieces
 from mindmodel.checkpoint.slices import Table
-from mindmodel.checkpoint.tensor_file import LazyTensor, Tensor, TensorFile, write_tensors
 from mindmodel.errors import CheckpointError
 from mindmodel.files import sync_folder, write_text_safely
 from mindmodel.parallel.mesh import Mesh
+from mindmodel.tensor_file import LazyTensor, Tensor, TensorFile, write_tensors
 
 POLL_S, PATIENCE_S = 0.01, 600.0
 MAX_FILE_BYTES = 4 * 2**30

@@ -24,9 +24,9 @@ from mindmodel.checkpoint.part import (
 from mindmodel.checkpoint.retention import remove_leftovers, retain
 from mindmodel.checkpoint.shares import Placement
 from mindmodel.checkpoint.slices import Slices, Table
-from mindmodel.checkpoint.tensor_file import Tensor
 from mindmodel.errors import CheckpointError
 from mindmodel.files import temporary_of, write_folder_safely
+from mindmodel.tensor_file import Tensor
 
 WEIGHTS, OPTIMIZER = "weights", "optimizer"
 

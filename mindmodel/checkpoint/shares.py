@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Iterator, Mapping, Optional, Sequence
 
 from mindmodel.checkpoint.blocks import Block, Shape
-from mindmodel.checkpoint.tensor_file import DTYPE_OF_NAME
 from mindmodel.parallel.mesh import Axes, Axis, Mesh, local_shape, local_slice, names, stage_of
 from mindmodel.recipe.schema import AXES
+from mindmodel.tensor_file import DTYPE_OF_NAME
 
 GRAIN_BYTES = 2**20
 """A block is cut at multiples of this, and at rows: so small ones are not cut at all."""

@@ -13,8 +13,8 @@ from typing import Iterable, Iterator, Mapping, Optional, Sequence, Union, overl
 import numpy as np
 
 from mindmodel.checkpoint.blocks import Block, Shape
-from mindmodel.checkpoint.tensor_file import TensorFile, Written, write_tensors
 from mindmodel.errors import CheckpointError
+from mindmodel.tensor_file import TensorFile, Written, write_tensors
 
 SHA256_BYTES = 32
 NUMBERS, SIZES = np.dtype("<i4"), np.dtype("<i8")

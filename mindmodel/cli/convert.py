@@ -19,8 +19,8 @@ from pathlib import Path
 from mindmodel.convert.check import differences
 from mindmodel.convert.hf import from_hf, to_hf
 from mindmodel.convert.mindformers import from_mindformers, to_mindformers
-from mindmodel.convert.rules import WEIGHT_DTYPES
 from mindmodel.convert.written import Written
+from mindmodel.models.weight_rules import WEIGHT_DTYPES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from mindmodel.checkpoint.tensor_file import LazyTensor
 from mindmodel.convert.export import Export, open_export
 from mindmodel.convert.folder import CONFIG, read_config, read_tensors
-from mindmodel.convert.rules import WEIGHT_DTYPES, names_without_use
 from mindmodel.models.family import architecture_differences, family_of
+from mindmodel.models.weight_rules import WEIGHT_DTYPES, names_without_use
+from mindmodel.tensor_file import LazyTensor
 
 
 def differences(path: Path, folder: Path) -> list[str]:

@@ -8,15 +8,15 @@ from typing import Any, Callable, Optional
 
 from mindmodel.checkpoint.load import Checkpoint
 from mindmodel.checkpoint.run_folder import RunFolder, resolve_weights
-from mindmodel.checkpoint.tensor_file import LazyTensor
 from mindmodel.convert.folder import CONFIG, GENERATION_CONFIG
-from mindmodel.convert.rules import Rule, to_theirs
 from mindmodel.data.tokenizer import TOKENIZER_CONFIG, Tokenizer
 from mindmodel.errors import ConversionError
 from mindmodel.files import read_json
 from mindmodel.models.family import Family, find_family, parameter_shapes
+from mindmodel.models.weight_rules import Rule, to_theirs
 from mindmodel.recipe.load import load_run_recipe
 from mindmodel.recipe.schema import ModelSection, Recipe
+from mindmodel.tensor_file import LazyTensor
 
 VOCABULARY_WEIGHTS = ("embedding.weight", "head.weight")
 

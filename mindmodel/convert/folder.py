@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any, Iterator, Mapping
 
-from mindmodel.checkpoint.tensor_file import LazyTensor, TensorFile, write_tensors
 from mindmodel.errors import ConversionError
 from mindmodel.files import file_inside, read_json, write_text_safely
+from mindmodel.tensor_file import LazyTensor, TensorFile, write_tensors
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"

@@ -9,14 +9,13 @@ from typing import Any, Callable, Mapping
 from mindmodel import __version__
 from mindmodel.checkpoint.run_folder import RunFolder
 from mindmodel.checkpoint.save import save_checkpoint
-from mindmodel.checkpoint.tensor_file import LazyTensor
 from mindmodel.convert.folder import CONFIG, GENERATION_CONFIG, read_config
-from mindmodel.convert.rules import Rule, to_ours
 from mindmodel.convert.written import Written, check_free, copy_files, written
 from mindmodel.data.tokenizer import TOKENIZER_FILES
 from mindmodel.errors import ConversionError
 from mindmodel.files import write_folder_safely, write_text_safely
 from mindmodel.models.family import Family, family_of, parameter_shapes
+from mindmodel.models.weight_rules import Rule, to_ours
 from mindmodel.recipe.dump import recipe_to_dict, recipe_to_yaml
 from mindmodel.recipe.rules import faults_of
 from mindmodel.recipe.schema import (
@@ -29,6 +28,7 @@ from mindmodel.recipe.schema import (
     RuntimeSection,
     TrainSection,
 )
+from mindmodel.tensor_file import LazyTensor
 
 IMPORTED_SEQ_LEN_MAX = 1024
 

@@ -16,6 +16,8 @@ from mindmodel.convert.mindformers_folder import find_iteration, read_tensors, w
 from mindmodel.convert.written import Written, cast, check_free, written
 from mindmodel.errors import ConversionError
 from mindmodel.files import write_folder_safely
+from mindmodel.models.family import Family
+from mindmodel.models.weight_rules import Rule
 
 
 def to_mindformers(
@@ -35,7 +37,7 @@ def to_mindformers(
     """
     out = Path(out)
     check_free(out)
-    export = open_export(Path(path), lambda family: family.mindformers_rules)
+    export = open_export(Path(path), _rules)
     tensors = {name: cast(name, tensor, dtype or tensor.dtype.name) for name, tensor in export.tensors.items()}
     with write_folder_safely(out) as folder:
         files = write_iteration(folder, export.step, export.recipe.sequences_per_step, tensors, max_file_bytes)
@@ -64,5 +66,13 @@ def from_mindformers(folder: Path, run: Path, model: Optional[Path] = None) -> W
             "Face folder that MindFormers' pretrained_model_dir names: --model DIR."
         )
     return import_run(
-        Path(run), model, lambda family: family.mindformers_rules, iteration, lambda: read_tensors(iteration)
+        Path(run), model, _rules, iteration, lambda: read_tensors(iteration)
     )
+
+
+def _rules(family: Family) -> tuple[Rule, ...]:
+    if not family.mindformers_rules:
+        raise ConversionError(
+            f"model.family: '{family.name}' has no rules for MindFormers' names. Use `convert to-hf` or `from-hf`."
+        )
+    return family.mindformers_rules

@@ -17,10 +17,10 @@ from typing import Any, Mapping
 import numpy as np
 
 from mindmodel.checkpoint.blocks import Block, Shape, fault_of
-from mindmodel.checkpoint.tensor_file import LazyTensor, TensorFile, write_tensors
 from mindmodel.convert.folder import consecutive
 from mindmodel.errors import ConversionError
 from mindmodel.files import file_inside, read_json, write_text_safely
+from mindmodel.tensor_file import LazyTensor, TensorFile, write_tensors
 
 TRACKER, METADATA, COMMON = "latest_checkpointed_iteration.txt", "metadata.json", "common.json"
 ITERATION_NAME = re.compile(r"iteration_\d{8,}")

@@ -8,9 +8,9 @@ from typing import Iterable, Mapping
 
 import numpy as np
 
-from mindmodel.checkpoint.tensor_file import DTYPE_OF_NAME, LazyTensor
 from mindmodel.errors import ConversionError
 from mindmodel.files import copy_file
+from mindmodel.tensor_file import DTYPE_OF_NAME, LazyTensor
 
 
 @dataclass(frozen=True, kw_only=True)

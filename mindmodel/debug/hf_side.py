@@ -14,15 +14,15 @@ from typing import Any, Mapping, Optional
 import ml_dtypes
 import numpy as np
 
-from mindmodel.checkpoint.tensor_file import LazyTensor
 from mindmodel.convert.folder import CONFIG, read_config, read_tensors
-from mindmodel.convert.rules import Join, Moved, active_rules, to_ours
 from mindmodel.data.loader import IGNORED
 from mindmodel.debug.inputs import Inputs
 from mindmodel.debug.trace import LOGITS, Trace, places
 from mindmodel.errors import TraceError
 from mindmodel.models.family import Family, family_of, parameter_shapes
+from mindmodel.models.weight_rules import Join, Moved, active_rules, to_ours
 from mindmodel.recipe.schema import ModelSection, Recipe
+from mindmodel.tensor_file import LazyTensor
 
 NEEDED = ("torch", "transformers")
 WEIGHT, EMBEDDING = ".weight", "embedding.weight"

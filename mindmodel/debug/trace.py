@@ -14,11 +14,11 @@ from typing import Any, Mapping
 
 import numpy as np
 
-from mindmodel.checkpoint.tensor_file import TensorFile, write_tensors
 from mindmodel.data.loader import Batch
 from mindmodel.errors import TraceError
 from mindmodel.files import file_inside, read_json, sync_folder, write_folder_safely, write_text_safely
 from mindmodel.recipe.schema import ModelSection
+from mindmodel.tensor_file import TensorFile, write_tensors
 
 KINDS = ("activation", "activation_grad", "weight_grad", "weight")
 """Of arrays: outputs of Cells; gradients of the mean loss by them; by the weights, before clipping; the weights after

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Mapping, Optional
 
-from mindmodel.convert.rules import Rule, Shape
 from mindmodel.errors import ConversionError, RecipeError
+from mindmodel.models.weight_rules import Rule, Shape
 from mindmodel.recipe.schema import ModelSection
 from mindmodel.recipe.values import Refused, build
 
@@ -51,7 +51,8 @@ class Family:
         qk_norm: whether query and key heads are normalised.
         rope_scaling_types: that its Hugging Face class and our decoder share.
         rules: between our parameters and Hugging Face's tensors.
-        mindformers_rules: between our parameters and those of MindFormers' model, with its published settings.
+        mindformers_rules: between our parameters and those of MindFormers' model, with its published settings; empty
+            where it has none.
         fixed_entries: config.json entries with the only value that the decoder can do; written, and checked when read.
         checked_entries: the same for entries that are not written; of a list, each item is checked.
         default_entries: values of the family's own for entries that a config.json leaves out.
@@ -63,10 +64,10 @@ class Family:
     qk_norm: bool
     rope_scaling_types: tuple[str, ...]
     rules: tuple[Rule, ...]
-    mindformers_rules: tuple[Rule, ...]
     fixed_entries: Mapping[str, Any]
     checked_entries: Mapping[str, Any] = field(default_factory=dict)
     default_entries: Mapping[str, Any] = field(default_factory=dict)
+    mindformers_rules: tuple[Rule, ...] = ()
 
     def read_config(self, config: Mapping[str, Any], where: Path) -> ModelSection:
         """The model section of a config.json, derived sizes filled in.

@@ -1,7 +1,7 @@
 """Llama: the plain decoder. Covers Llama 1 to 3.3 and what others publish as `LlamaForCausalLM`."""
 
-from mindmodel.convert.rules import Join, Recomputed, Rename, Rule, Tie, ffn_blocks, kv_groups
 from mindmodel.models.family import Family
+from mindmodel.models.weight_rules import Join, Recomputed, Rename, Rule, Tie, ffn_blocks, kv_groups
 
 THEIRS = "model.layers.*"
 

@@ -1,8 +1,8 @@
 """Qwen3, dense: Llama with a norm on each query and key head, and a head size of its own."""
 
-from mindmodel.convert.rules import Rename, Reorder, Rule, Tie, ffn_blocks, single_rows
 from mindmodel.models.family import Family
 from mindmodel.models.llama import RULES, THEIRS
+from mindmodel.models.weight_rules import Rename, Reorder, Rule, Tie, ffn_blocks, single_rows
 
 MINDFORMERS = "decoder.layers.*"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Iterator
+from typing import Iterable, Iterator
 
 from mindspore import Layout, Parameter, nn
 from mindspore.ops import Morph, Primitive, Reshape
@@ -11,12 +11,10 @@ from mindspore.parallel.auto_parallel import AutoParallel
 from mindspore.parallel.nn import GradAccumulation, Pipeline
 
 from mindmodel.models.decoder import DTYPES
-from mindmodel.parallel.local import AccumulatingStep, GlobalTotals, OnlyLoss, RankStep
 from mindmodel.parallel.local_layers import LAYERS, Here, LocalLayer
 from mindmodel.parallel.mesh import Mesh, mesh_of, names, stage_of
 from mindmodel.parallel.plan import Cuts, LayoutRule, Plan, match, match_all, sharded_axes
-from mindmodel.recipe.schema import AXES, ParallelSection, TrainSection
-from mindmodel.train.optim import AdamW
+from mindmodel.recipe.schema import AXES, ParallelSection
 
 OPTIMIZER_LEVELS = {"states": "level1", "gradients": "level2", "parameters": "level3"}
 
@@ -96,37 +94,34 @@ def _layout(cuts: Cuts, mesh: Mesh) -> Layout:
     return grid(*("None" if not alias else alias[0] if len(alias) == 1 else alias for alias in aliases))
 
 
-def laid_out_step(
-    network: nn.Cell, optimizer: AdamW, train: TrainSection, parallel: ParallelSection, plan: Plan, rank: int
-) -> RankStep:
-    """The training step that a rank of a mesh compiles.
-
-    Args:
-        network: for one device, with two outputs; its operators are cut here.
+def lay_out(network: nn.Cell, plan: Plan, parallel: ParallelSection, rank: int, compute_dtype: str) -> None:
+    """Cut the operators of a network for one device as the plan says, for a rank of the mesh.
 
     Raises:
         LayoutError: as apply_plan.
     """
-    mesh, sharded = mesh_of(parallel), parallel.shard_optimizer != "none"
-    put_local_layers(network, plan, Here(mesh=mesh, rank=rank, parallel=parallel, dtype=DTYPES[train.compute_dtype]))
+    mesh = mesh_of(parallel)
+    put_local_layers(network, plan, Here(mesh=mesh, rank=rank, parallel=parallel, dtype=DTYPES[compute_dtype]))
     apply_plan(network, plan, mesh)
-    shares = tuple(_share(parameter, plan, mesh, rank, sharded) for parameter in optimizer.parameters)
-    totals = GlobalTotals(shares, mesh.stage_size)
-    single = OnlyLoss(network, train.z_loss > 0)
-    if parallel.micro_batches == 1 and mesh.pp == 1:
-        return RankStep(single, optimizer, train, totals)
-    single.cell_init_args = "lazy_inline_OnlyLoss"  # the micro-batches share one graph
-    wrap = Pipeline if mesh.pp > 1 else GradAccumulation
-    return AccumulatingStep(wrap(single, parallel.micro_batches), optimizer, train, totals, sharded)
 
 
-def single_loss(step: RankStep) -> OnlyLoss:
-    """What a step differentiates, for one micro-batch."""
-    return step.network.network if isinstance(step, AccumulatingStep) else step.network
+def in_micro_batches(network: nn.Cell, parallel: ParallelSection) -> nn.Cell:
+    """MindSpore's wrapper that schedules the micro-batches of a network with one output, `network.network`."""
+    network.cell_init_args = f"lazy_inline_{type(network).__name__}"  # the micro-batches share one graph
+    wrap = Pipeline if mesh_of(parallel).pp > 1 else GradAccumulation
+    return wrap(network, parallel.micro_batches)
+
+
+def gradient_shares(
+    parameters: Iterable[Parameter], plan: Plan, parallel: ParallelSection, rank: int
+) -> tuple[float, ...]:
+    """What each slice of a gradient that a rank has counts in a sum over all ranks: several may hold it."""
+    mesh, sharded = mesh_of(parallel), parallel.shard_optimizer != "none"
+    return tuple(_share(parameter, plan, mesh, rank, sharded) for parameter in parameters)
 
 
 def _share(parameter: Parameter, plan: Plan, mesh: Mesh, rank: int, sharded: bool) -> float:
-    """What a rank's slice of a parameter's gradient counts in a sum over all ranks."""
+    """Of one parameter."""
     if plan.stage_of(parameter.name) != stage_of(rank, mesh):
         return 0.0
     axes = plan.axes_of(parameter.name)

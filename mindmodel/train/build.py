@@ -11,12 +11,12 @@ from mindspore.nn.utils import no_init_parameters
 
 from mindmodel.data.loader import Batch, Share
 from mindmodel.models.decoder import Decoder, DecoderLoss
-from mindmodel.parallel.apply import laid_out_step, partitioned, single_loss
-from mindmodel.parallel.local import DataParallelStep, RankStep
+from mindmodel.parallel.apply import partitioned
 from mindmodel.parallel.mesh import mesh_of
 from mindmodel.parallel.plans.decoder import decoder_plan
 from mindmodel.recipe.schema import ParallelSection, Recipe
 from mindmodel.train.optim import AdamW
+from mindmodel.train.rank_step import DataParallelStep, RankStep, laid_out_step, single_loss
 from mindmodel.train.step import TrainStep
 
 

@@ -9,10 +9,10 @@ from mindmodel.checkpoint.index import INDEX_NAME
 from mindmodel.checkpoint.load import Float32Blocks
 from mindmodel.checkpoint.run_folder import RunFolder, resolve_weights
 from mindmodel.convert.folder import CONFIG, GENERATION_CONFIG, read_config, read_tensors
-from mindmodel.convert.rules import to_ours
 from mindmodel.errors import CheckpointError
 from mindmodel.files import copy_file
 from mindmodel.models.family import architecture_differences, family_of, parameter_shapes
+from mindmodel.models.weight_rules import to_ours
 from mindmodel.recipe.load import recipe_from_dict
 from mindmodel.recipe.schema import ModelSection, Recipe
 

@@ -18,12 +18,12 @@ from mindmodel.checkpoint.load import (
     misfits,
     shapes_of,
 )
-from mindmodel.checkpoint.tensor_file import LazyTensor
 from mindmodel.errors import CheckpointError, LayoutError
 from mindmodel.models.decoder import Decoder, initial_weight
 from mindmodel.models.family import parameter_shapes
 from mindmodel.parallel.mesh import mesh_of
 from mindmodel.recipe.schema import Recipe
+from mindmodel.tensor_file import LazyTensor
 from mindmodel.train.build import Built
 
 

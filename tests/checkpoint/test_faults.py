@@ -15,9 +15,9 @@ from mindmodel.checkpoint.load import list_checkpoints, newest_checkpoint, open_
 from mindmodel.checkpoint.part import Crew
 from mindmodel.checkpoint.save import save_checkpoint
 from mindmodel.checkpoint.shares import Placement
-from mindmodel.checkpoint.tensor_file import write_tensors
 from mindmodel.errors import CheckpointError
 from mindmodel.parallel.mesh import Mesh
+from mindmodel.tensor_file import write_tensors
 
 TWO = Mesh(tp=2)
 ROWS = {"w": Placement(shape=(6, 4), dtype="float32", axes=("tp", None), stage=0)}

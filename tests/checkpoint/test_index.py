@@ -9,8 +9,8 @@ import pytest
 
 from mindmodel.checkpoint.index import Index, TensorEntry
 from mindmodel.checkpoint.slices import Slice, Slices, Table
-from mindmodel.checkpoint.tensor_file import write_tensors
 from mindmodel.errors import CheckpointError
+from mindmodel.tensor_file import write_tensors
 
 SHA = "1" * 64
 HALVES = (

@@ -19,9 +19,9 @@ from mindmodel.checkpoint.load import (
 from mindmodel.checkpoint.save import save_checkpoint
 from mindmodel.checkpoint.shares import Placement
 from mindmodel.checkpoint.slices import Slice, Slices
-from mindmodel.checkpoint.tensor_file import write_tensors
 from mindmodel.errors import CheckpointError
 from mindmodel.parallel.mesh import Mesh
+from mindmodel.tensor_file import write_tensors
 
 WHOLE = np.arange(24, dtype=np.float32).reshape(4, 6)
 

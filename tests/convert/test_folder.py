@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from mindmodel.checkpoint.tensor_file import LazyTensor, TensorFile, write_tensors
 from mindmodel.convert.folder import read_config, read_tensors, write_shards
 from mindmodel.errors import ConversionError
+from mindmodel.tensor_file import LazyTensor, TensorFile, write_tensors
 
 TENSORS = {f"t{number}": np.full((10, number + 1), number, np.float32) for number in range(4)}  # 40, 80, 120, 160 bytes
 LAZY = {n: LazyTensor(shape=a.shape, dtype=a.dtype, read=lambda a=a: a) for n, a in TENSORS.items()}

@@ -7,10 +7,10 @@ import json
 import numpy as np
 import pytest
 
-from mindmodel.checkpoint.tensor_file import LazyTensor, write_tensors
 from mindmodel.convert.mindformers import from_mindformers, to_mindformers
 from mindmodel.convert.mindformers_folder import find_iteration, read_tensors, write_iteration
 from mindmodel.errors import ConversionError
+from mindmodel.tensor_file import LazyTensor, write_tensors
 
 WHOLE = np.arange(48, dtype=np.float32).reshape(8, 6)
 LAYOUT = {

@@ -10,10 +10,10 @@ import torch
 import transformers
 from graph import as_cell
 
-from mindmodel.checkpoint.tensor_file import LazyTensor
-from mindmodel.convert.rules import to_ours
 from mindmodel.models.family import find_family, parameter_shapes
+from mindmodel.models.weight_rules import to_ours
 from mindmodel.recipe.schema import ModelSection, OptimSection, RopeScaling, TrainSection
+from mindmodel.tensor_file import LazyTensor
 
 LOGITS_ATOL = 1e-5  # absolute
 GRADIENT_RTOL = 1e-4  # largest difference over largest entry, per tensor

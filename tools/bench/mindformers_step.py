@@ -8,7 +8,7 @@ from bench.child import Work, serve
 from bench.sizes import PEAK_LR, SIZES, Size, batch
 
 from mindmodel.convert.folder import read_tensors
-from mindmodel.convert.rules import Join, Rename, RowOrder, kv_groups, to_ours
+from mindmodel.models.weight_rules import Join, Rename, RowOrder, kv_groups, to_ours
 from mindmodel.parallel.environment import prepare_environment
 
 OURS, THEIRS = "decoder.layers.*", "model.layers.*"

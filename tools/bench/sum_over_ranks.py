@@ -22,8 +22,8 @@ def main(recipe_path: str, rounds: str, result: str) -> None:
     import numpy as np
     from mindspore import Tensor
 
-    from mindmodel.parallel.local import SumOverRanks
     from mindmodel.parallel.runtime import serve_ranks, start_runtime
+    from mindmodel.train.rank_step import SumOverRanks
 
     if place().is_scheduler:
         return serve_ranks()

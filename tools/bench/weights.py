@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 from bench.sizes import SEED, SIZES
 
-from mindmodel.checkpoint.tensor_file import LazyTensor
 from mindmodel.convert.folder import CONFIG, write_json, write_shards
-from mindmodel.convert.rules import to_theirs
 from mindmodel.models.decoder import initial_weight
 from mindmodel.models.family import find_family, parameter_shapes
+from mindmodel.models.weight_rules import to_theirs
+from mindmodel.tensor_file import LazyTensor
 
 
 def main(size_name: str, folder: Path) -> None:

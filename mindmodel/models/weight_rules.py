@@ -13,9 +13,9 @@ from typing import Callable, Iterable, Mapping, Sequence, Union
 
 import numpy as np
 
-from mindmodel.checkpoint.tensor_file import LazyTensor
 from mindmodel.errors import ConversionError
 from mindmodel.recipe.schema import ModelSection
+from mindmodel.tensor_file import LazyTensor
 
 Shape = tuple[int, ...]
 WEIGHT_DTYPES = ("float32", "bfloat16", "float16")

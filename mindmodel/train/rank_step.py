@@ -1,4 +1,4 @@
-"""What one rank does beside the operators that the compiler cuts, with collectives of its own."""
+"""The step of one rank of many: what it sums over the others, and how its micro-batches add up."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from mindspore import dtype as mstype
 from mindspore import nn, ops
 
 from mindmodel.layers.kernels import device_kernels
-from mindmodel.recipe.schema import TrainSection
+from mindmodel.parallel.apply import gradient_shares, in_micro_batches, lay_out
+from mindmodel.parallel.mesh import mesh_of
+from mindmodel.parallel.plan import Plan
+from mindmodel.recipe.schema import ParallelSection, TrainSection
 from mindmodel.train.optim import AdamW
 from mindmodel.train.step import TrainStep
 
@@ -159,3 +162,29 @@ class AccumulatingStep(RankStep):
         if self.outlives_infinity:
             return ops.assign(total, self.finite(total, Tensor(0.0, mstype.float32)))
         return ops.assign_sub(total, total)
+
+
+def laid_out_step(
+    network: nn.Cell, optimizer: AdamW, train: TrainSection, parallel: ParallelSection, plan: Plan, rank: int
+) -> RankStep:
+    """The training step that a rank of a mesh compiles.
+
+    Args:
+        network: for one device, with two outputs; its operators are cut here.
+
+    Raises:
+        LayoutError: if plan and network do not fit.
+    """
+    lay_out(network, plan, parallel, rank, train.compute_dtype)
+    mesh = mesh_of(parallel)
+    totals = GlobalTotals(gradient_shares(optimizer.parameters, plan, parallel, rank), mesh.stage_size)
+    single = OnlyLoss(network, train.z_loss > 0)
+    if parallel.micro_batches == 1 and mesh.pp == 1:
+        return RankStep(single, optimizer, train, totals)
+    sharded = parallel.shard_optimizer != "none"
+    return AccumulatingStep(in_micro_batches(single, parallel), optimizer, train, totals, sharded)
+
+
+def single_loss(step: RankStep) -> OnlyLoss:
+    """What a step differentiates, for one micro-batch."""
+    return step.network.network if isinstance(step, AccumulatingStep) else step.network

@@ -11,9 +11,9 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 
-from mindmodel.checkpoint import tensor_file
-from mindmodel.checkpoint.tensor_file import LazyTensor, TensorFile, write_tensors
+from mindmodel import tensor_file
 from mindmodel.errors import CheckpointError, ConversionError
+from mindmodel.tensor_file import LazyTensor, TensorFile, write_tensors
 
 FLOATS = np.arange(6, dtype=np.float32).reshape(2, 3)
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mindmodel.checkpoint.tensor_file import LazyTensor
-from mindmodel.convert.rules import RowOrder, ffn_blocks, join_rows, kv_groups, split_rows, to_ours, to_theirs
 from mindmodel.errors import ConversionError
 from mindmodel.models.family import find_family, parameter_shapes
+from mindmodel.models.weight_rules import RowOrder, ffn_blocks, join_rows, kv_groups, split_rows, to_ours, to_theirs
 from mindmodel.recipe.schema import ModelSection
+from mindmodel.tensor_file import LazyTensor
 
 WHERE = Path("step_1")
 
