@@ -148,9 +148,9 @@ class Command:
     def start(self, *arguments) -> Running:
         return Running(arguments, self.folder, self.env)
 
-    def __call__(self, *arguments, cwd=None, timeout_s=180, **env) -> subprocess.CompletedProcess:
+    def __call__(self, *arguments, cwd=None, timeout_s=180, typed="", **env) -> subprocess.CompletedProcess:
         return subprocess.run(
-            [sys.executable, "-m", "mindmodel", *map(str, arguments)],
+            [sys.executable, "-m", "mindmodel", *map(str, arguments)], input=typed,
             cwd=cwd or self.folder, env={**self.env, **env}, capture_output=True, text=True, timeout=timeout_s,
         )
 

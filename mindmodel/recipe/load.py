@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
-from typing import Any, Iterable, Mapping, Sequence, Union, cast
+from typing import Any, Iterable, Mapping, Optional, Sequence, Union, cast
 
 from mindmodel.errors import RecipeError
 from mindmodel.recipe.dump import recipe_to_dict
-from mindmodel.recipe.rules import faults_of, with_defaults
+from mindmodel.recipe.rules import faults_of, resolve_degrees, with_defaults
 from mindmodel.recipe.schema import SECTIONS, Recipe
 from mindmodel.recipe.shrink import shrink as shrunk
 from mindmodel.recipe.shrink import single as on_one_device
@@ -129,9 +129,22 @@ def _override_value(text: str, key: str) -> Any:
 
 
 def load_with_changes(
-    path: PathLike, overrides: Sequence[str] = (), *, single: bool = False, shrink: bool = False
+    path: PathLike,
+    overrides: Sequence[str] = (),
+    *,
+    single: bool = False,
+    shrink: bool = False,
+    devices: Optional[int] = None,
 ) -> tuple[Recipe, tuple[str, ...]]:
-    """Like `load_recipe`, with what `single` and `shrink` changed: one line `key: old -> new` for each key."""
+    """Like `load_recipe`, with what `single` and `shrink` changed: one line `key: old -> new` for each key.
+
+    Args:
+        devices: to fill in an automatic degree before anything is shrunk; default it stays.
+
+    Raises:
+        RecipeError: as load_recipe.
+        LayoutError: if the recipe cannot be laid out over `devices`.
+    """
     draft = _Draft(path)
     draft.add_file()
     for override in overrides:
@@ -140,6 +153,8 @@ def load_with_changes(
     draft.check(recipe)
     typed = frozenset(key for key, place in draft.places.items() if place == COMMAND_LINE)
     changes: tuple[str, ...] = ()
+    if devices is not None and not single:
+        recipe = resolve_degrees(recipe, devices)
     for wanted, change in ((single, on_one_device), (shrink, shrunk)):
         if wanted:
             recipe, lines = change(recipe, keep=typed)

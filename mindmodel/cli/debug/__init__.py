@@ -3,7 +3,7 @@
 examples:
   mindmodel debug graph recipes/cpu/tiny.yaml
   mindmodel debug step recipes/cpu/tiny.yaml --break layers.0.attention
-  mindmodel debug replay runs/tiny --from 300 --to 310
+  mindmodel debug replay runs/tiny --from 120 --to 130
   mindmodel debug compare recipes/cpu/tiny.yaml recipes/cpu/tiny.yaml:runtime.cpu_kernels=graph
   mindmodel debug nan runs/tiny
   mindmodel debug graph --help

@@ -56,7 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     terminal = Terminal(sys.stderr if args.json else None)
     old = read_summary(args.diff / SUMMARY_NAME if args.diff.is_dir() else args.diff) if args.diff else None
-    recipe, shrunk = load_with_changes(args.recipe, args.overrides, single=args.single, shrink=args.shrink)
+    devices = args.devices if args.device == "ascend" else None
+    changed = {"single": args.single, "shrink": args.shrink, "devices": devices}
+    recipe, shrunk = load_with_changes(args.recipe, args.overrides, **changed)
     for change in shrunk:
         terminal.say(f"changed for this machine: {change}")
     if args.device == "cpu":

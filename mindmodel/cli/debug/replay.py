@@ -1,9 +1,9 @@
 """Steps of a run made again from a checkpoint, on the same samples: are loss and gradient norm the same bit for bit?
 
 examples:
-  mindmodel debug replay runs/tiny --from 300 --to 310
-  mindmodel debug replay runs/tiny --from 300 --to 310 runtime.mode=pynative
-  mindmodel debug replay runs/tiny --from 309 --to 310 --break layers.0.attention
+  mindmodel debug replay runs/tiny --from 120 --to 130
+  mindmodel debug replay runs/tiny --from 120 --to 130 runtime.mode=pynative
+  mindmodel debug replay runs/tiny --from 129 --to 130 --break layers.0.attention
   mindmodel debug replay runs/cluster --from 1000 --to 1001 --single
 
 It begins at the newest whole checkpoint at or before step N, or at the run's beginning, and compares with what
