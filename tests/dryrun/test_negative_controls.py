@@ -167,13 +167,23 @@ def exchange_of(name, exchanged):
     return name
 
 
+def constant_behind(graph, key):
+    """The constant that an operand is, or is once other operators are done."""
+    nodes = {node.output: node for node in nodes_of(graph, "Depend")}
+    while key in nodes:
+        key = nodes[key].inputs[0]
+    return key
+
+
 @control("cp2", "dp2 cp2")
 def positions_of_another_rank(graphs, slices):
     """The rotary tables of the last rank are those of the first."""
-    nodes = zip(*(nodes_of(graph, "RotaryPositionEmbedding") for graph in (graphs[0], graphs[-1])))
-    tables = {theirs.inputs[i]: mine.inputs[i] for mine, theirs in nodes for i in (1, 2)}
+    first, last = (
+        [constant_behind(graph, node.inputs[i]) for node in nodes_of(graph, "RotaryPositionEmbedding") for i in (1, 2)]
+        for graph in (graphs[0], graphs[-1])
+    )
     constants = dict(graphs[-1].constants)
-    for theirs, mine in tables.items():
+    for mine, theirs in zip(first, last):
         constants[theirs] = Constant(key=theirs, value=graphs[0].constants[mine].value)
     graphs[-1] = dataclasses.replace(graphs[-1], constants=constants)
 
