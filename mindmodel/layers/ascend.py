@@ -182,8 +182,16 @@ class SquareSumAscend(nn.Cell):
 class SquareSumsAscend(nn.Cell):
     """Sum of all squares of each. Inputs: tuple of n tensors. Outputs: float32 [n]."""
 
+    def __init__(self):
+        super().__init__()
+        self.square_sum, self.map, self.stack = SquareSumAscend(), ops.HyperMap(), ops.Stack()
+
+    def squares_of(self, tensor):
+        """Of one."""
+        return self.square_sum((tensor,))
+
     def construct(self, tensors):
-        return ops.stack([mint.sum(mint.square(ops.cast(tensor, mstype.float32))) for tensor in tensors])
+        return self.stack(self.map(self.squares_of, tensors))
 
 
 class FiniteOrZeroAscend(nn.Cell):
