@@ -13,9 +13,9 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Optional, Sequence
+from typing import Mapping, Optional, Sequence
 
 from bench.rivals import (
     Child,
@@ -37,16 +37,18 @@ from mindmodel.machine import usable_cores
 
 @dataclass(frozen=True, kw_only=True)
 class Tool:
-    """What is measured: the child with the tool at work, and how many times the step's time it may take."""
+    """What is measured: the child with the tool at work, its keys, and how many times the step's time it may take."""
 
     child: str
     bound: float
+    keys: Mapping[str, int] = field(default_factory=dict)
 
 
 PLAIN = "mindmodel_step"
 TOOLS = {
     "trace": Tool(child="traced_step", bound=3.0),
     "profile": Tool(child="profiled_step", bound=1.1),
+    "norms": Tool(child=PLAIN, bound=1.03, keys={"norms_every": 1}),
 }
 HEADER = ["tool", "size", "dtype", "step_s", "with_tool_s", "ratio", "bound", "spread"]
 
@@ -83,8 +85,9 @@ def measure(name: str, size: str, dtype: str, args: argparse.Namespace) -> tuple
     spec = {"size": size, "dtype": dtype, "cpu_kernels": args.cpu_kernels}
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         try:
-            for module in (PLAIN, TOOLS[name].child):
-                children.append(Child(module, spec, Path(folder) / module, args.threads, warm_up=4))
+            for module, keys in ((PLAIN, {}), (TOOLS[name].child, TOOLS[name].keys)):
+                place = Path(folder) / str(len(children))
+                children.append(Child(module, {**spec, **keys}, place, args.threads, warm_up=4))
                 children[-1].warm_up()
             interleave(children, args.rounds)
         finally:

@@ -1,6 +1,8 @@
-"""Child: mindmodel's training steps."""
+"""Child: mindmodel's training steps, with the norms of layers where the spec asks for them."""
 
 from __future__ import annotations
+
+import dataclasses
 
 from bench.child import Work, serve
 from bench.sizes import SIZES, batch, recipe_of
@@ -9,7 +11,7 @@ from mindmodel.parallel.environment import prepare_environment
 
 
 def load(spec: dict):
-    """Spec: size, dtype, threads, cpu_kernels."""
+    """Spec: size, dtype, threads, cpu_kernels; norms_every, default 0."""
     prepare_environment(spec["threads"], spec["cpu_kernels"])
     import mindspore as ms
 
@@ -19,6 +21,8 @@ def load(spec: dict):
 
     size = SIZES[spec["size"]]
     recipe = recipe_of(size, spec["threads"], spec["dtype"], spec["cpu_kernels"])
+    log = dataclasses.replace(recipe.log, norms_every=spec.get("norms_every", 0))
+    recipe = dataclasses.replace(recipe, log=log)
 
     def build() -> Work:
         runtime = start_runtime(recipe, "train")
@@ -30,9 +34,9 @@ def load(spec: dict):
 
         def work(index: int) -> float:
             outputs = train_step(*map(ms.Tensor, batch(size, index)), lr)
-            loss, _, applied = (float(output.asnumpy()) for output in outputs)
+            loss, _, applied, *_ = (output.asnumpy() for output in outputs)
             assert applied
-            return loss
+            return float(loss)
 
         return work
 
