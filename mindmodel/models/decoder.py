@@ -87,16 +87,26 @@ class Decoder(nn.Cell):
 class DecoderLoss(nn.Cell):
     """The decoder with its loss; `gradient` false is for evaluation.
 
+    Args:
+        norms: whether the sums of squares of the decoder's activations are wanted.
+        filled_up: whether there may be sequences of ignored labels alone; they do not count in these sums.
+
     Inputs: ids and labels int32 [B, S]; labels below zero are ignored.
     Outputs: the sum to differentiate and the cross entropy alone, both summed over the labels that count; with `norms`
     the sums of squares of the decoder's activations too, float32 [num_layers + 2].
     """
 
     def __init__(
-        self, decoder: Decoder, vocab_size: int, z_loss: float = 0.0, gradient: bool = True, norms: bool = False
+        self,
+        decoder: Decoder,
+        vocab_size: int,
+        z_loss: float = 0.0,
+        gradient: bool = True,
+        norms: bool = False,
+        filled_up: bool = False,
     ):
         super().__init__(auto_prefix=False)
-        self.decoder, self.norms = decoder, norms
+        self.decoder, self.norms, self.filled_up, self.map = decoder, norms, filled_up, ops.HyperMap()
         self.loss = HeadLoss(vocab_size, z_loss, gradient)
         self.squares = device_kernels().square_sums() if norms else None
 
@@ -105,7 +115,20 @@ class DecoderLoss(nn.Cell):
             return self.loss(self.decoder.hidden(ids), self.decoder.head.weight, labels.reshape((-1,)))
         found = self.decoder.activations(ids)
         sums = self.loss(found[-1], self.decoder.head.weight, labels.reshape((-1,)))
-        return sums + (self.squares(ops.stop_gradient(found)),)
+        shown = ops.stop_gradient(found)
+        if self.filled_up:
+            shown = self.map(ops.partial(self.of_real, self.real_tokens(labels)), shown)
+        return sums + (self.squares(shown),)
+
+    def real_tokens(self, labels):
+        """One for each token of a sequence that has a label, else zero: [B S, 1]."""
+        labelled = ops.cast(labels >= 0, mstype.float32)
+        real = ops.cast(labelled.sum(axis=1, keepdims=True) > 0, mstype.float32)
+        return (ops.ones_like(labelled) * real).reshape((-1, 1))
+
+    def of_real(self, real, x):
+        """An activation, zero elsewhere."""
+        return x * ops.cast(real, x.dtype)
 
 
 def initial_weight(name: str, shape: tuple[int, ...], model: ModelSection, seed: int) -> np.ndarray:

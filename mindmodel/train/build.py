@@ -98,7 +98,10 @@ def build(recipe: Recipe, rank: int = 0) -> Built:
     optimizer = AdamW(decoder.trainable_params(), recipe.optim, train.check_finite != "none", norms)
     mesh, share, rows = mesh_of(parallel), Share(), recipe.padded_sequences
     whole_model = mesh.num_devices == 1 or ms.get_context("device_target") == "CPU"
-    network = DecoderLoss(decoder, model.vocab_size, train.z_loss, norms=norms and whole_model)
+    filled_up = recipe.padded_sequences > recipe.sequences_per_step
+    network = DecoderLoss(
+        decoder, model.vocab_size, train.z_loss, norms=norms and whole_model, filled_up=filled_up
+    )
     if mesh.num_devices == 1:
         step = TrainStep(network, optimizer, train, parallel.micro_batches)
     elif not is_partitioned(parallel):

@@ -30,7 +30,7 @@ def norm_columns(outputs: Sequence[np.ndarray], parameters: Sequence[str], num_t
         outputs: of a step: norms of the parameters [3, n], and where there are any, the activations' sums of squares
             [num_layers + 2].
         parameters: their n names.
-        num_tokens: of the step on all ranks, with those that only fill it up.
+        num_tokens: of the step on all ranks.
     """
     parts = [part_of(name) for name in parameters]
     columns: dict[str, float] = {}

@@ -95,7 +95,7 @@ class Stepping:
     def norms(self) -> dict[str, float]:
         """Of the step before, by column of the metrics; what log.norms_every asks for."""
         names = [parameter.name for parameter in self.optimizer.parameters]
-        return norm_columns(self._norm_outputs, names, self.recipe.padded_sequences * self.recipe.data.seq_len)
+        return norm_columns(self._norm_outputs, names, self.recipe.sequences_per_step * self.recipe.data.seq_len)
 
     def _not_finite(self, step: int, loss: float, norm: float) -> None:
         found = f"step {step}: loss {loss}, gradient norm {norm}: not finite"
