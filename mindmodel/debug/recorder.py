@@ -25,12 +25,11 @@ from mindmodel.debug.kernel_graph import KernelGraph, read_kernels
 from mindmodel.debug.profile import Event, Recording, Step
 from mindmodel.dryrun.memory_trace import PREFIXES
 from mindmodel.errors import GraphError
-from mindmodel.models.decoder import initialize
 from mindmodel.parallel.runtime import Runtime, peak_flops
 from mindmodel.train.build import Built, build
 from mindmodel.train.run import OpenedRun
 from mindmodel.train.schedule import learning_rate
-from mindmodel.train.state import fill
+from mindmodel.train.state import hold_first
 
 WARM_UP = 2
 """Steps before one is measured: the first compiles, and memory is first touched in the next."""
@@ -81,11 +80,7 @@ class _Steps:
     def __init__(self, opened: OpenedRun):
         self.opened, self.recipe, self.done = opened, opened.recipe, 0
         self.built = build(opened.recipe)
-        if opened.initial is not None:
-            weights = self.built.decoder.trainable_params()
-            fill(weights, opened.initial.weights, str(opened.recipe.train.init_from))
-        else:
-            initialize(self.built.decoder, opened.recipe.model, opened.recipe.train.seed)
+        hold_first(self.built, opened.recipe, 0, opened.initial.weights if opened.initial else None)
 
     def make(self) -> Times:
         """The next one, as the training loop makes it."""

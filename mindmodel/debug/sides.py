@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Optional, Sequence
@@ -54,7 +55,7 @@ class Common:
         return flags + (["--step", str(self.step)] if self.step is not None else [])
 
 
-class Side:
+class Side(ABC):
     """One side.
 
     Attributes:
@@ -74,13 +75,13 @@ class Side:
     def beside(self, other: "Side") -> None:
         """Told what the other side is, before anything is computed."""
 
+    @abstractmethod
     def trace(self, other: Optional[Trace], terminal: Terminal) -> Trace:
         """Compute it, or read it.
 
         Args:
             other: the other side's, for one that follows.
         """
-        raise NotImplementedError
 
 
 class TraceFolder(Side):

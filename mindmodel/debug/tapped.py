@@ -21,12 +21,12 @@ from mindmodel.debug.inputs import Inputs
 from mindmodel.debug.operators import reason
 from mindmodel.debug.trace import LOGITS, Trace, flow, places
 from mindmodel.errors import GraphError
-from mindmodel.models.decoder import DTYPES, Decoder, initialize
+from mindmodel.models.decoder import DTYPES, Decoder
 from mindmodel.parallel.runtime import Runtime
 from mindmodel.recipe.schema import Recipe
 from mindmodel.train.build import Built, build
 from mindmodel.train.init_from import initial_weights
-from mindmodel.train.state import fill
+from mindmodel.train.state import hold_first
 from mindmodel.train.step import TrainStep
 
 
@@ -159,7 +159,8 @@ class TracedSteps:
     def __init__(self, recipe: Recipe, runtime: Runtime) -> None:
         self._recipe, self._runtime = recipe, runtime
         self._built = build(recipe)
-        _fill(recipe, self._built)
+        initial = None if recipe.train.init_from is None else initial_weights(recipe).weights
+        hold_first(self._built, recipe, 0, initial)
         self._step = tapped_step(recipe, self._built)
 
     def trace(self, inputs: Inputs, source: str) -> Trace:
@@ -216,14 +217,6 @@ def _arrays(built: Built, rows: int, num_labels, grads, kept, logits) -> dict[st
         "weight_grad": {one.name: _times(grad.asnumpy(), scale) for one, grad in zip(parameters, grads)},
         "weight": {one.name: one.asnumpy() for one in parameters},
     }
-
-
-def _fill(recipe: Recipe, built: Built) -> None:
-    """The weights that a run of the recipe begins with."""
-    if recipe.train.init_from is None:
-        initialize(built.decoder, recipe.model, recipe.train.seed)
-    else:
-        fill(built.decoder.trainable_params(), initial_weights(recipe).weights, recipe.train.init_from)
 
 
 def _side_by_side(parts: Sequence[Tensor]) -> np.ndarray:

@@ -62,7 +62,7 @@ class Built:
         """One step: mean cross entropy of the global batch, gradient norm before clipping, whether it was applied, and
         with log.norms_every what `norm_columns` reads."""
         inputs = Tensor(batch.ids), Tensor(batch.labels)
-        if not isinstance(self.step, RankStep):
+        if not self.is_partitioned:
             return self.whole(*inputs, Tensor(lr, ms.float32))
         self.step.set_scalars(int((batch.labels >= 0).sum()), lr)
         return self.whole(*inputs)
@@ -97,18 +97,18 @@ def build(recipe: Recipe, rank: int = 0) -> Built:
     norms = recipe.log.norms_every > 0
     optimizer = AdamW(decoder.trainable_params(), recipe.optim, train.check_finite != "none", norms)
     mesh, share, rows = mesh_of(parallel), Share(), recipe.padded_sequences
-    whole_model = mesh.num_devices == 1 or ms.get_context("device_target") == "CPU"
+    cut = is_partitioned(parallel)
     filled_up = recipe.padded_sequences > recipe.sequences_per_step
     network = DecoderLoss(
-        decoder, model.vocab_size, train.z_loss, norms=norms and whole_model, filled_up=filled_up
+        decoder, model.vocab_size, train.z_loss, norms=norms and not cut, filled_up=filled_up
     )
     if mesh.num_devices == 1:
         step = TrainStep(network, optimizer, train, parallel.micro_batches)
-    elif not is_partitioned(parallel):
+    elif not cut:
         step = DataParallelStep(network, optimizer, train, parallel.micro_batches)
         share, rows = Share(index=rank, of=mesh.dp), recipe.sequences_per_rank
     else:
         step = laid_out_step(network, optimizer, train, parallel, decoder_plan(model, parallel), rank)
     step.set_train()
-    whole = partitioned(step, parallel) if isinstance(step, RankStep) else step
+    whole = partitioned(step, parallel) if cut else step
     return Built(decoder=decoder, optimizer=optimizer, step=step, whole=whole, share=share, rows=rows)

@@ -70,6 +70,18 @@ def fresh_weights(recipe: Recipe) -> Float32Blocks:
     return Float32Blocks.of_whole(shapes, lambda name: initial_weight(name, shapes[name], model, recipe.train.seed))
 
 
+def hold_first(built: Built, recipe: Recipe, rank: int, initial: Optional[Float32Blocks]) -> None:
+    """Give a rank what a run begins with; moments are zero.
+
+    Args:
+        initial: the weights of train.init_from; None for fresh ones.
+
+    Raises:
+        CheckpointError, LayoutError: as hold.
+    """
+    hold(built, recipe, rank, fresh_weights(recipe) if initial is None else initial, where=str(recipe.train.init_from))
+
+
 def hold(
     built: Built, recipe: Recipe, rank: int, weights: Blocks, optimizer: Optional[Blocks] = None, where: str = ""
 ) -> None:

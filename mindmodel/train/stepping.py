@@ -17,7 +17,7 @@ from mindmodel.train.norms import norm_columns
 from mindmodel.train.run import OpenedRun
 from mindmodel.train.schedule import learning_rate
 from mindmodel.train.slow_ranks import SlowRanks
-from mindmodel.train.state import fresh_weights, hold
+from mindmodel.train.state import hold, hold_first
 
 
 class Stepping:
@@ -56,10 +56,8 @@ class Stepping:
         if checkpoint is not None:
             hold(self.built, recipe, rank, checkpoint.weights(), checkpoint.optimizer(), str(checkpoint.path))
             checkpoint.release()
-        elif initial is not None:
-            hold(self.built, recipe, rank, initial.weights, where=str(recipe.train.init_from))
         else:
-            hold(self.built, recipe, rank, fresh_weights(recipe))
+            hold_first(self.built, recipe, rank, initial.weights if initial else None)
 
     def batch_of(self, step: int) -> Batch:
         """This rank's share of the samples of a step, counted from 1."""

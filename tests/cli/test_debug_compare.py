@@ -191,7 +191,7 @@ def test_models_of_other_shapes_are_refused_before_anything_is_computed(path, ch
 
 
 def test_two_sides_that_both_follow_are_refused(path, monkeypatch, capsys):
-    class Follower(sides.Side):
+    class Follower(sides.TraceFolder):
         follows = True
 
     monkeypatch.setattr(sides, "KINDS_OF_SIDES", (lambda text, common: Follower(text),))

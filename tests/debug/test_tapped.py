@@ -9,6 +9,7 @@ import random
 import numpy as np
 import pytest
 
+from mindmodel.checkpoint.load import Float32Blocks
 from mindmodel.debug.compare import compare_traces
 from mindmodel.debug.inputs import inputs_of
 from mindmodel.debug.trace import LOGITS, places
@@ -172,7 +173,7 @@ def test_weights_of_init_from_are_taken(traced, monkeypatch):
 
     recipe = a_recipe(num_layers=1)
     shapes = parameter_shapes(recipe.model)
-    weights = {name: np.full(shape, 0.5, np.float32) for name, shape in shapes.items()}
+    weights = Float32Blocks.of_whole(shapes, lambda name: np.full(shapes[name], 0.5, np.float32))
     monkeypatch.setattr(tapped, "initial_weights", lambda recipe: SimpleNamespace(weights=weights))
     begun = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, init_from="runs/other"))
     assert (traced(begun).tensors["activation"]["embedding"] == 0.5).all()
