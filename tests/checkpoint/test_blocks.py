@@ -4,8 +4,8 @@ import random
 
 import numpy as np
 import pytest
-from crew import fault_of_blocks, random_blocks
 
+from crew import fault_of_blocks, random_blocks
 from mindmodel.checkpoint.blocks import Block, common, whole
 
 

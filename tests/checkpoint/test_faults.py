@@ -8,8 +8,8 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
-from crew import FACTS, held, save_by_all
 
+from crew import FACTS, held, save_by_all
 from mindmodel.checkpoint import part
 from mindmodel.checkpoint.load import list_checkpoints, newest_checkpoint, open_checkpoint
 from mindmodel.checkpoint.part import Crew

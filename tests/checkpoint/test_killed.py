@@ -11,10 +11,10 @@ import time
 
 import numpy as np
 import pytest
-from command import ROOT
-from writers import content
 
+from command import ROOT
 from mindmodel.checkpoint.load import damage_of, list_checkpoints, newest_checkpoint
+from writers import content
 
 
 class Writers:

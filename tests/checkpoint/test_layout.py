@@ -5,9 +5,9 @@ import random
 from collections import Counter, defaultdict
 
 import pytest
+
 from command import ROOT
 from crew import fault_of_blocks
-
 from mindmodel.checkpoint.layout import optimizer_placements, weight_placements
 from mindmodel.checkpoint.shares import pieces
 from mindmodel.errors import LayoutError, RecipeError

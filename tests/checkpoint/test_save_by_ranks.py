@@ -6,8 +6,8 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from crew import held, random_arrays, random_mesh, random_placements, random_shapes, save_by_all
 
+from crew import held, random_arrays, random_mesh, random_placements, random_shapes, save_by_all
 from mindmodel.checkpoint import shares
 from mindmodel.checkpoint.load import HeldTensors, open_checkpoint
 from mindmodel.checkpoint.part import Crew, plan_part

@@ -5,8 +5,8 @@ import random
 from collections import Counter
 
 import pytest
-from crew import fault_of_blocks, random_mesh, random_placements, random_shapes
 
+from crew import fault_of_blocks, random_mesh, random_placements, random_shapes
 from mindmodel.checkpoint import shares
 from mindmodel.checkpoint.blocks import common
 from mindmodel.checkpoint.shares import Placement, held_block, pieces

@@ -3,8 +3,8 @@
 import random
 
 import pytest
-from crew import random_blocks
 
+from crew import random_blocks
 from mindmodel.checkpoint.blocks import Block, common
 from mindmodel.checkpoint.slices import Slice, Slices, Table
 

@@ -7,9 +7,9 @@ import json
 
 import numpy as np
 import pytest
-from crew import held, save_by_all
 from safetensors.numpy import load_file
 
+from crew import held, save_by_all
 from mindmodel.checkpoint.run_folder import RunFolder
 from mindmodel.checkpoint.shares import Placement
 from mindmodel.cli.main import main

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_traces import changed, made_trace
 
+from made_traces import changed, made_trace
 from mindmodel.cli.debug import trace as trace_verb
 from mindmodel.cli.main import main
 from mindmodel.debug import sides

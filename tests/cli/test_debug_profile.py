@@ -6,11 +6,11 @@ import json
 import os
 
 import pytest
-from command import Command, fill_with_corpus
-from timed_step import PROFILE, RECORDING
 
+from command import Command, fill_with_corpus
 from mindmodel.cli.debug import profile
 from mindmodel.cli.main import main
+from timed_step import PROFILE, RECORDING
 
 TEXT = """\
 model: {family: llama, hidden_size: 64, num_layers: 4, num_heads: 4, ffn_size: 160, vocab_size: 512}

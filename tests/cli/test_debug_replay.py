@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from command import Session
 
+from command import Session
 from mindmodel.cli.main import main
 
 

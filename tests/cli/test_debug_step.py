@@ -6,8 +6,8 @@ import re
 from types import SimpleNamespace
 
 import pytest
-from command import Command, Session, fill_with_corpus
 
+from command import Command, Session, fill_with_corpus
 from mindmodel.cli.debug import step as verb
 from mindmodel.cli.debug.step import in_pynative
 

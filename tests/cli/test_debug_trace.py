@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_traces import made_trace
 
+from made_traces import made_trace
 from mindmodel.cli.debug import trace as trace_verb
 from mindmodel.cli.main import main
 from mindmodel.debug.msprobe import find_dump, read_dump

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+
 from command import RECIPE, ROOT
 
 PAGE = (ROOT / "docs" / "debugging.md").read_text()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import pytest
-from step_trace import live_with
 
 from mindmodel.cli import dryrun
 from mindmodel.cli.main import main
@@ -15,6 +14,7 @@ from mindmodel.errors import LayoutError
 from mindmodel.fleet.chips import USABLE_SHARE, Chip
 from mindmodel.fleet.layouts import highest_estimate
 from mindmodel.machine import Memory
+from step_trace import live_with
 
 TEXT = """\
 model: {family: llama, hidden_size: 64, num_layers: 4, num_heads: 4, ffn_size: 160, vocab_size: 512}

@@ -10,12 +10,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from command import ROOT
-from runs import make_run
 
+from command import ROOT
 from mindmodel.convert.hf import to_hf
 from mindmodel.convert.mindformers import from_mindformers, to_mindformers
 from mindmodel.convert.mindformers_folder import find_iteration, read_tensors
+from runs import make_run
 
 CHILD = Path(__file__).with_name("mindformers_child.py")
 JOBS = {"loaded": ("load", "given"), "saved": ("save", "saved")}

@@ -6,8 +6,8 @@ import dataclasses
 
 import numpy as np
 import pytest
-from made_traces import changed, made_trace
 
+from made_traces import changed, made_trace
 from mindmodel.data.loader import Batch
 from mindmodel.debug.compare import compare_traces
 from mindmodel.debug.trace import KINDS, flow

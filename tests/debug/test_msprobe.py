@@ -8,8 +8,8 @@ import json
 import ml_dtypes
 import numpy as np
 import pytest
-from made_traces import made_trace
 
+from made_traces import made_trace
 from mindmodel.data.loader import Batch
 from mindmodel.debug.compare import compare_traces
 from mindmodel.debug.msprobe import ARRAYS, DUMP, STEP, cell_of, find_dump, read_dump, write_dump

@@ -6,12 +6,12 @@ import json
 from html.parser import HTMLParser
 
 import pytest
-from timed_step import BYTES, FIXED, KERNELS, MATMULS, NET, PROFILE, RECORDING, kernel, step
 
 from mindmodel.debug.chrome_trace import chrome_trace
 from mindmodel.debug.kernel_graph import KernelGraph
 from mindmodel.debug.profile import Recording, Step, placed_kernels, profile_of
 from mindmodel.debug.profile_page import page_of
+from timed_step import BYTES, FIXED, KERNELS, MATMULS, NET, PROFILE, RECORDING, kernel, step
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_traces import made_trace
 
+from made_traces import made_trace
 from mindmodel.convert.folder import CONFIG
 from mindmodel.data.loader import Batch
 from mindmodel.debug import sides

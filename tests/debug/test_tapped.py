@@ -39,9 +39,8 @@ def a_recipe(num_layers: int = 2, seed: int = 1, dtype: str = "float32", micro_b
 @pytest.fixture
 def traced(runtime, without_fusion, monkeypatch):
     """Function: the trace of a recipe; faults may be planted, by layer."""
-    from planted_faults import FAULTS
-
     from mindmodel.debug import tapped
+    from planted_faults import FAULTS
 
     build = tapped.build
 

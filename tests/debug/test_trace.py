@@ -7,8 +7,8 @@ import json
 import ml_dtypes
 import numpy as np
 import pytest
-from made_traces import made_trace
 
+from made_traces import made_trace
 from mindmodel.debug.trace import KINDS, LOGITS, flow, places, read_trace, write_trace
 from mindmodel.errors import TraceError
 from mindmodel.recipe.schema import ModelSection

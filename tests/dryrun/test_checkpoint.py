@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from crew import save_by_all
 
+from crew import save_by_all
 from mindmodel.checkpoint import shares
 from mindmodel.checkpoint.layout import optimizer_placements, weight_placements
 from mindmodel.checkpoint.load import HeldTensors, open_checkpoint

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from graph_edits import is_gradient_sum, nodes_of, without
 
+from graph_edits import is_gradient_sum, nodes_of, without
 from mindmodel.data.loader import Batch
 from mindmodel.debug import layout_side
 from mindmodel.debug.compare import compare_traces

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
-from step_trace import PEAK_BYTES, STAYING_BYTES, live_in
 
 from mindmodel.dryrun import live as live_module
 from mindmodel.dryrun.live import Kernel, place_of
+from step_trace import PEAK_BYTES, STAYING_BYTES, live_in
 
 UNSEEN = 44
 """Bytes that MindSpore measured and no block accounts for."""

@@ -8,11 +8,11 @@ from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
-from step_trace import live_in, live_with
 
 from mindmodel.dryrun.live import Kernel
 from mindmodel.dryrun.live_page import BOTTOM, KIND_COLOURS, LEFT, PHASE_COLOURS, RIGHT, TOP, page_of
 from mindmodel.dryrun.memory_trace import LIVE_KINDS
+from step_trace import live_in, live_with
 
 ALONE = ("meta", "br", "hr", "img", "link")
 

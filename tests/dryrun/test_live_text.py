@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from step_trace import live_in
 
 from mindmodel.dryrun.live_text import MAX_GROUPS, live_lines, size_text
+from step_trace import live_in
 
 MIB = 2**20
 

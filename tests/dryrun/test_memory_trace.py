@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from step_trace import NUM_TOKENS, PEAK_BYTES, PEAK_TIME, VOCAB_SIZE, written_trace
 
 from mindmodel.dryrun.memory_trace import alive_at, kinds_of, peak_moment
+from step_trace import NUM_TOKENS, PEAK_BYTES, PEAK_TIME, VOCAB_SIZE, written_trace
 
 
 @pytest.fixture

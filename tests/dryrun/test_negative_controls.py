@@ -6,8 +6,8 @@ import dataclasses
 
 import numpy as np
 import pytest
-from graph_edits import edited, is_gradient_sum, named, nodes_of, with_attributes, without
 
+from graph_edits import edited, is_gradient_sum, named, nodes_of, with_attributes, without
 from mindmodel.dryrun import prove
 from mindmodel.dryrun.graph import Constant
 from mindmodel.dryrun.interpret import Interpreter

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from step_trace import live_with
 
 from mindmodel.dryrun.report import Collective, RankReport, chosen_kinds, read_collectives, read_kernels, ring_bytes
 from mindmodel.parallel.mesh import Mesh
+from step_trace import live_with
 
 COLLECTIVES = """\
 index,group,comm_rank,primitive,src_rank,dest_rank,root_rank,input_shape,input_type,output_shape,output_type,input_size,output_size

@@ -8,13 +8,13 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from damage import damaged, damaged_bytes, files_in, outcome, text_of
 from hypothesis import given
 from hypothesis import strategies as st
-from runs import make_run
 
+from damage import damaged, damaged_bytes, files_in, outcome, text_of
 from mindmodel.checkpoint import index as indexes
 from mindmodel.checkpoint.index import INDEX_NAME
+from runs import make_run
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,12 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from damage import damaged, damaged_bytes, outcome, text_of
 from hypothesis import given
 from hypothesis import strategies as st
-from runs import make_run
 
+from damage import damaged, damaged_bytes, outcome, text_of
 from mindmodel.convert.hf import to_hf
+from runs import make_run
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from damage import ODD, damaged, damaged_bytes, files_in, outcome
 from hypothesis import given
 from hypothesis import strategies as st
-from runs import make_recipe
 
+from damage import ODD, damaged, damaged_bytes, files_in, outcome
 from mindmodel.errors import LayoutError
 from mindmodel.fleet.collectives import collectives_of
 from mindmodel.fleet.memory import estimate_memory
@@ -19,6 +18,7 @@ from mindmodel.parallel.mesh import mesh_of
 from mindmodel.recipe.dump import recipe_to_dict, recipe_to_yaml
 from mindmodel.recipe.load import load_recipe
 from mindmodel.recipe.rules import resolve_degrees
+from runs import make_recipe
 
 RECIPE = make_recipe(Path("runs/tiny"), vocab_size=300)
 TEXT = recipe_to_yaml(RECIPE)

@@ -6,10 +6,10 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from damage import damaged_bytes
 from hypothesis import given
 from hypothesis import strategies as st
 
+from damage import damaged_bytes
 from mindmodel.data.tokens import TokenFile, TokenWriter
 from mindmodel.errors import DataError
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from graph import as_cell
 
+from graph import as_cell
 from mindmodel.models.family import find_family, parameter_shapes
 from mindmodel.models.weight_rules import to_ours
 from mindmodel.recipe.schema import ModelSection, OptimSection, RopeScaling, TrainSection

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from graph import as_cell
 
+from graph import as_cell
 from mindmodel.models.family import parameter_shapes
 from mindmodel.recipe.schema import ModelSection
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from graph import as_cell
 
 RTOL = 2e-5  # of the largest entry

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from graph import compiled_graph
 
+from graph import compiled_graph
 from mindmodel.recipe.schema import ModelSection, OptimSection, TrainSection
 
 ROOMS = {

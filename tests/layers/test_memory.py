@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 import pytest
-from graph import compiled_graph
 
+from graph import compiled_graph
 from mindmodel.recipe.schema import ModelSection, OptimSection, TrainSection
 
 NUM_SEQUENCES, VOCAB_SIZE = 2, 3001

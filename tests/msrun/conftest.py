@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from command import Command, fill_with_corpus
 
 

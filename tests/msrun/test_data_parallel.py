@@ -11,8 +11,8 @@ import time
 from contextlib import suppress
 
 import pytest
-from command import Command, fill_with_corpus
 
+from command import Command, fill_with_corpus
 from mindmodel.checkpoint.load import newest_checkpoint
 
 STEPS = 50

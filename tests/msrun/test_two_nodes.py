@@ -8,6 +8,7 @@ import subprocess
 import time
 
 import pytest
+
 from command import Running
 
 KEYS = ("train.steps=40",)

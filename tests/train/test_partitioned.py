@@ -10,12 +10,12 @@ import json
 
 import numpy as np
 import pytest
-from command import Command, fill_with_corpus
-from simulated_ranks import simulated
 
+from command import Command, fill_with_corpus
 from mindmodel.checkpoint.load import open_checkpoint
 from mindmodel.models.decoder import initial_weight
 from mindmodel.recipe.load import recipe_from_dict
+from simulated_ranks import simulated
 
 LAYOUTS = {
     "cp2": (2, "parallel.dp=1", "parallel.cp=2", "parallel.micro_batches=4"),

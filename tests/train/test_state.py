@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import ml_dtypes
 import numpy as np
 import pytest
-from crew import held, save_by_all
 
+from crew import held, save_by_all
 from mindmodel.checkpoint.blocks import Block
 from mindmodel.checkpoint.load import open_checkpoint
 from mindmodel.checkpoint.shares import Placement
