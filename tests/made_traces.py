@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 
 from mindmodel.data.loader import Batch
-from mindmodel.debug.trace import LOGITS, Trace, flow
+from mindmodel.debug.traces.trace import LOGITS, Trace, flow
 
 ROWS, COLUMNS = 8, 6
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from mindmodel.debug.kernel_graph import Kernel, KernelGraph
-from mindmodel.debug.profile import Event, Recording, Step, profile_of
-from mindmodel.debug.sources import Source
+from mindmodel.debug.graph.sources import Source
+from mindmodel.debug.profile.kernel_graph import Kernel, KernelGraph
+from mindmodel.debug.profile.step_profile import Event, Recording, Step, profile_of
 from mindmodel.dryrun.graph import TensorType
 
 NET = "Default/network-DecoderLoss/decoder-Decoder"

@@ -11,8 +11,8 @@ import pytest
 from made_traces import changed, made_trace
 from mindmodel.cli.debug import trace as trace_verb
 from mindmodel.cli.main import main
-from mindmodel.debug import sides
-from mindmodel.debug.trace import read_trace, write_trace
+from mindmodel.debug.traces import sides
+from mindmodel.debug.traces.trace import read_trace, write_trace
 
 TEXT = """\
 model: {family: llama, hidden_size: 64, num_layers: 2, num_heads: 4, ffn_size: 160, vocab_size: 512}

@@ -12,7 +12,7 @@ import pytest
 
 from mindmodel.cli.debug import graph
 from mindmodel.cli.main import main, parse_arguments
-from mindmodel.debug.summary import CastGroup, ConstantGroup, GraphSummary, Missing, ParameterGroup, TensorRow
+from mindmodel.debug.graph.summary import CastGroup, ConstantGroup, GraphSummary, Missing, ParameterGroup, TensorRow
 
 ROOT = Path(__file__).parents[2]
 TEXT = """\

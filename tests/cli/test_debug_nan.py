@@ -13,9 +13,9 @@ from mindmodel.checkpoint.load import open_checkpoint
 from mindmodel.checkpoint.save import save_checkpoint
 from mindmodel.cli.debug import nan
 from mindmodel.cli.main import main
-from mindmodel.debug.nan import Report
-from mindmodel.debug.nonfinite import Finding, Operand
-from mindmodel.debug.values import Range
+from mindmodel.debug.nan.nonfinite import Finding, Operand
+from mindmodel.debug.nan.search import Report
+from mindmodel.debug.nan.values import Range
 
 FINDING = Finding(
     tensor="result of Exp in layers.3.mlp", place="layers.3.mlp", operator="Exp", phase="forward", where="mlp.py:7",

@@ -10,8 +10,8 @@ import pytest
 from made_traces import made_trace
 from mindmodel.cli.debug import trace as trace_verb
 from mindmodel.cli.main import main
-from mindmodel.debug.msprobe import find_dump, read_dump
-from mindmodel.debug.trace import write_trace
+from mindmodel.debug.traces.msprobe import find_dump, read_dump
+from mindmodel.debug.traces.trace import write_trace
 
 TEXT = """\
 model: {family: llama, hidden_size: 64, num_layers: 2, num_heads: 4, ffn_size: 160, vocab_size: 512}

@@ -1,4 +1,4 @@
-"""A layout as a side of a comparison (mindmodel/debug/layout_side.py); here layouts are compiled once for all."""
+"""A layout as a side of a comparison (debug/traces/layout_side.py); here layouts are compiled once for all."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 
 from graph_edits import is_gradient_sum, nodes_of, without
 from mindmodel.data.loader import Batch
-from mindmodel.debug import layout_side
-from mindmodel.debug.compare import compare_traces
-from mindmodel.debug.inputs import Inputs
-from mindmodel.debug.layout_side import num_devices_of, sized, trace_graphs, trace_layout
-from mindmodel.debug.trace import LOGITS, places
+from mindmodel.debug.traces import layout_side
+from mindmodel.debug.traces.compare import compare_traces
+from mindmodel.debug.traces.inputs import Inputs
+from mindmodel.debug.traces.layout_side import num_devices_of, sized, trace_graphs, trace_layout
+from mindmodel.debug.traces.trace import LOGITS, places
 from mindmodel.dryrun.live import place_of
 from mindmodel.dryrun.prove import LR, batches_of, reference
 from mindmodel.errors import TraceError

@@ -14,7 +14,7 @@ from bench.child import Work, serve
 def load(spec: dict):
     """Spec: as of mindmodel_step."""
     build_step = mindmodel_step.load(spec)
-    from mindmodel.debug.recorder import switched_off_profiler
+    from mindmodel.debug.profile.recorder import switched_off_profiler
 
     def build() -> Work:
         step, until_exit = build_step(), ExitStack()

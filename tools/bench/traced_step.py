@@ -12,8 +12,8 @@ from mindmodel.parallel.environment import prepare_environment
 def load(spec: dict):
     """Spec: size, dtype, threads, cpu_kernels."""
     prepare_environment(spec["threads"], spec["cpu_kernels"])
-    from mindmodel.debug.inputs import Inputs
-    from mindmodel.debug.tapped import TracedSteps
+    from mindmodel.debug.traces.inputs import Inputs
+    from mindmodel.debug.traces.tapped import TracedSteps
     from mindmodel.parallel.runtime import start_runtime
 
     size = SIZES[spec["size"]]

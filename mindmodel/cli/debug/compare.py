@@ -26,9 +26,9 @@ from dataclasses import asdict
 from typing import Any, Iterable, Iterator, Optional
 
 from mindmodel.cli.arguments import at_least
-from mindmodel.debug.compare import Comparison, Difference, compare_traces
-from mindmodel.debug.sides import Common, open_sides
-from mindmodel.debug.trace import KINDS, Trace, json_number
+from mindmodel.debug.traces.compare import Comparison, Difference, compare_traces
+from mindmodel.debug.traces.sides import Common, open_sides
+from mindmodel.debug.traces.trace import KINDS, Trace, json_number
 from mindmodel.terminal import Terminal
 
 TITLES = {

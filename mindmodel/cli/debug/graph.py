@@ -24,9 +24,9 @@ from typing import Iterator, Optional
 from mindmodel.checkpoint.run_folder import RunFolder
 from mindmodel.cli.arguments import add_recipe_arguments, at_least
 from mindmodel.cli.recipe import quantity, with_vocabulary
-from mindmodel.debug.compile import CompiledStep, compile_for_ascend, compile_on_cpu, tell_seconds
-from mindmodel.debug.difference import changes
-from mindmodel.debug.summary import GraphSummary, Missing, read_summary
+from mindmodel.debug.graph.compile import CompiledStep, compile_for_ascend, compile_on_cpu, tell_seconds
+from mindmodel.debug.graph.difference import changes
+from mindmodel.debug.graph.summary import GraphSummary, Missing, read_summary
 from mindmodel.dryrun.run import chosen_ranks
 from mindmodel.files import write_text_safely
 from mindmodel.parallel.environment import prepare_for

@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Iterator, Optional
 
 from mindmodel.cli.arguments import at_least
-from mindmodel.debug.nan import Report, find_nan
+from mindmodel.debug.nan.search import Report, find_nan
 from mindmodel.terminal import Terminal
 
 if TYPE_CHECKING:
-    from mindmodel.debug.nonfinite import Finding
-    from mindmodel.debug.values import Range
+    from mindmodel.debug.nan.nonfinite import Finding
+    from mindmodel.debug.nan.values import Range
 
 PHASES = {
     "read": "before the step", "forward": "in the forward pass", "backward": "in the backward pass",

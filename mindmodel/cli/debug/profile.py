@@ -26,9 +26,9 @@ from typing import TYPE_CHECKING, Iterator
 from mindmodel.checkpoint.run_folder import RunFolder
 from mindmodel.cli.arguments import add_recipe_arguments, at_least
 from mindmodel.cli.recipe import quantity
-from mindmodel.debug.chrome_trace import chrome_trace
-from mindmodel.debug.profile import PHASES, MemoryUse, StepProfile, placed_kernels, profile_of
-from mindmodel.debug.profile_page import page_of
+from mindmodel.debug.profile.chrome_trace import chrome_trace
+from mindmodel.debug.profile.page import page_of
+from mindmodel.debug.profile.step_profile import PHASES, MemoryUse, StepProfile, placed_kernels, profile_of
 from mindmodel.errors import LayoutError
 from mindmodel.files import write_text_safely
 from mindmodel.parallel.environment import prepare_environment
@@ -38,7 +38,7 @@ from mindmodel.terminal import Terminal
 from mindmodel.train.run import OpenedRun, Position, for_this_machine, open_run
 
 if TYPE_CHECKING:
-    from mindmodel.debug.profile import Recording
+    from mindmodel.debug.profile.step_profile import Recording
 
 SHOWN = 12
 """Rows of a table on the terminal; profile.json has all."""
@@ -98,7 +98,7 @@ def _profiled(opened: OpenedRun, num_steps: int, terminal: Terminal) -> tuple["R
     settings = opened.recipe.runtime
     prepare_environment(settings.threads, settings.cpu_kernels)
     with terminal.working("loading MindSpore"):
-        from mindmodel.debug.recorder import record_steps
+        from mindmodel.debug.profile.recorder import record_steps
         from mindmodel.parallel.runtime import start_runtime
     runtime = start_runtime(opened.recipe, "profile", terminal)
     with terminal.working("compiling and profiling the training step"):

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING
 
 from mindmodel.cli.arguments import add_break_argument, at_least
 from mindmodel.debug.breakpoints import LEFT, break_at, failure_named
-from mindmodel.debug.recorded import Numbers, recorded
-from mindmodel.debug.replayed import Replay, find_replay, in_memory
+from mindmodel.debug.replay.record import Numbers, recorded
+from mindmodel.debug.replay.run import Replay, find_replay, in_memory
 from mindmodel.errors import CheckpointError
 from mindmodel.terminal import Terminal
 

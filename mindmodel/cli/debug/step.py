@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from mindmodel.checkpoint.run_folder import RunFolder
 from mindmodel.cli.arguments import add_break_argument, add_recipe_arguments, at_least
 from mindmodel.debug.breakpoints import LEFT, break_at, failure_named
-from mindmodel.debug.replayed import in_memory
+from mindmodel.debug.replay.run import in_memory
 from mindmodel.recipe.load import load_with_changes
 from mindmodel.recipe.schema import Recipe
 from mindmodel.terminal import Terminal

@@ -25,9 +25,9 @@ from typing import Callable
 from mindmodel.checkpoint.run_folder import RunFolder
 from mindmodel.cli.arguments import add_recipe_arguments, at_least
 from mindmodel.cli.recipe import with_vocabulary
-from mindmodel.debug import msprobe
-from mindmodel.debug.inputs import Inputs, inputs_of
-from mindmodel.debug.trace import KINDS, Trace, json_number, read_trace, refuse_other_folder, write_trace
+from mindmodel.debug.traces import msprobe
+from mindmodel.debug.traces.inputs import Inputs, inputs_of
+from mindmodel.debug.traces.trace import KINDS, Trace, json_number, read_trace, refuse_other_folder, write_trace
 from mindmodel.parallel.environment import prepare_environment
 from mindmodel.recipe.load import load_with_changes
 from mindmodel.recipe.schema import Recipe
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
 def _trace(recipe: Recipe, inputs: Inputs, source: str, terminal: Terminal) -> Trace:
     prepare_environment(recipe.runtime.threads, recipe.runtime.cpu_kernels)
     with terminal.working("loading MindSpore"):
-        from mindmodel.debug.tapped import trace_step
+        from mindmodel.debug.traces.tapped import trace_step
         from mindmodel.parallel.runtime import start_runtime
     runtime = start_runtime(recipe, "trace", terminal)
     with terminal.working("compiling and computing the step"):
