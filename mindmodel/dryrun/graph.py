@@ -95,19 +95,14 @@ class Function:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Constant:
-    """A value of the graph: an array, a TensorType, a number, text, None, MONAD, Opaque, or a tuple of these."""
-
-    key: str
-    value: Any
-
-
-@dataclass(frozen=True, kw_only=True)
 class Graph:
-    """A compiled graph. `functions`, `primitives` and `constants` by key; all functions share them and `parameters`."""
+    """A compiled graph. `functions`, `primitives` and `constants` by key; all functions share them and `parameters`.
+
+    A constant is an array, a TensorType, a number, text, None, MONAD, Opaque, or a tuple of these.
+    """
 
     main: Function
     parameters: tuple[Parameter, ...]
     functions: Mapping[str, Function]
     primitives: Mapping[str, Primitive]
-    constants: Mapping[str, Constant]
+    constants: Mapping[str, Any]

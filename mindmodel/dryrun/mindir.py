@@ -15,7 +15,6 @@ from google.protobuf.message import DecodeError
 
 from mindmodel.dryrun.graph import (
     MONAD,
-    Constant,
     Function,
     Graph,
     Input,
@@ -91,7 +90,7 @@ def _graph(model: Any) -> Graph:
         parameters=tuple(_parameter(tensor) for body in bodies for tensor in body.parameter),
         functions={body.name: _function(body) for body in bodies},
         primitives={primitive.name: _primitive(primitive) for primitive in model.primitives},
-        constants={constant.key: constant for body in bodies for constant in _constants(body)},
+        constants={key: value for body in bodies for key, value in _constants(body)},
     )
 
 
@@ -118,10 +117,10 @@ def _primitive(primitive: Any) -> Primitive:
     return Primitive(name=primitive.op_type, attributes=attributes)
 
 
-def _constants(body: Any) -> Iterator[Constant]:
+def _constants(body: Any) -> Iterator[tuple[str, Any]]:
     for node in body.node:
         if node.op_type == "Constant":
-            yield Constant(key=_only(node.output, node), value=_value(_only(node.attribute, node)))
+            yield _only(node.output, node), _value(_only(node.attribute, node))
 
 
 def _node(node: Any) -> Node:

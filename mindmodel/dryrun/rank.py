@@ -83,7 +83,7 @@ class Rank:
         self.kept: dict[str, Any] = {}
         self.parameters: dict[str, np.ndarray] = {}
         self._shared: dict[str, Any] = {name: Closure(function=name) for name in graph.functions}
-        self._shared.update((key, self._promoted(constant.value)) for key, constant in graph.constants.items())
+        self._shared.update((key, self._promoted(value)) for key, value in graph.constants.items())
         for parameter in graph.parameters:
             if parameter.name not in parameters:
                 raise LayoutError(f"rank {number}: parameter {parameter.name!r} is missing.")

@@ -12,7 +12,6 @@ import pytest
 from mindmodel.dryrun.collectives import CollectiveCall
 from mindmodel.dryrun.graph import (
     MONAD,
-    Constant,
     Function,
     Graph,
     Input,
@@ -75,7 +74,7 @@ def graph(
         parameters=tuple(Parameter(name=key, key=key, type=declared) for key, declared in (parameters or {}).items()),
         functions={"main": main, **{inner.name: inner for inner, _ in functions}},
         primitives={made.node.target: made.primitive for made in every_step if made.primitive},
-        constants={key: Constant(key=key, value=value) for key, value in {"u": MONAD, **(constants or {})}.items()},
+        constants={"u": MONAD, **(constants or {})},
     )
 
 

@@ -108,7 +108,7 @@ def test_functions_are_found_by_name(model):
 def test_a_constant_tensor_keeps_its_dtype(proto, model, name, raw, wanted):
     value = add_constant(proto, model, type=proto.AttributeProto.TENSORS)
     value.tensors.add(data_type=proto.TensorProto.DataType.Value(name), dims=[2], raw_data=raw.tobytes())
-    found = read(model).constants["constant"].value
+    found = read(model).constants["constant"]
     assert found.dtype == wanted.dtype
     np.testing.assert_array_equal(found.astype(np.float64), wanted.astype(np.float64))
 
@@ -130,14 +130,14 @@ def test_a_constant_tensor_keeps_its_dtype(proto, model, name, raw, wanted):
 )
 def test_a_constant_becomes_a_value_of_python(proto, model, kind, fields, wanted):
     add_constant(proto, model, type=proto.AttributeProto.AttributeType.Value(kind), **fields)
-    assert read(model).constants["constant"].value == wanted
+    assert read(model).constants["constant"] == wanted
 
 
 def test_a_constant_tuple_may_hold_tuples(proto, model):
     value = add_constant(proto, model, type=proto.AttributeProto.TUPLE)
     value.values.add(type=proto.AttributeProto.INT64, i=1)
     value.values.add(type=proto.AttributeProto.LIST).values.add(type=proto.AttributeProto.INT64, i=2)
-    assert read(model).constants["constant"].value == (1, (2,))
+    assert read(model).constants["constant"] == (1, (2,))
 
 
 def test_a_tensor_without_data_is_a_type(proto, model):

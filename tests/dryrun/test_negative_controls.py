@@ -9,7 +9,6 @@ import pytest
 
 from graph_edits import edited, is_gradient_sum, named, nodes_of, with_attributes, without
 from mindmodel.dryrun import prove
-from mindmodel.dryrun.graph import Constant
 from mindmodel.dryrun.interpret import Interpreter
 from mindmodel.errors import LayoutError
 
@@ -184,7 +183,7 @@ def positions_of_another_rank(graphs, slices):
     )
     constants = dict(graphs[-1].constants)
     for mine, theirs in zip(first, last):
-        constants[theirs] = Constant(key=theirs, value=graphs[0].constants[mine].value)
+        constants[theirs] = graphs[0].constants[mine]
     graphs[-1] = dataclasses.replace(graphs[-1], constants=constants)
 
 
@@ -192,9 +191,9 @@ def positions_of_another_rank(graphs, slices):
 def a_mask_that_shows_one_token_more(graphs, slices):
     """The last rank's next_tokens, operand 14 of the operator."""
     node, graph = nodes_of(graphs[0], "FlashAttentionScore")[0], graphs[0]
-    constant = Constant(key="one more", value=graph.constants[node.inputs[14]].value + 1)
-    graph = dataclasses.replace(graph, constants={**graph.constants, constant.key: constant})
-    graphs[0] = with_inputs(graph, {node.name: (*node.inputs[:14], constant.key, *node.inputs[15:])})
+    key, value = "one more", graph.constants[node.inputs[14]] + 1
+    graph = dataclasses.replace(graph, constants={**graph.constants, key: value})
+    graphs[0] = with_inputs(graph, {node.name: (*node.inputs[:14], key, *node.inputs[15:])})
 
 
 def holds(partition, graphs, slices):

@@ -248,9 +248,9 @@ class _Reader:
         for function in self.graph.functions.values():
             found.update((value.key, value.type) for value in function.inputs)
         found.update((node.output, node.type) for node in self.all_nodes)
-        for key, constant in self.graph.constants.items():
-            if isinstance(constant.value, np.ndarray):
-                found[key] = TensorType(dtype=constant.value.dtype, shape=constant.value.shape)
+        for key, value in self.graph.constants.items():
+            if isinstance(value, np.ndarray):
+                found[key] = TensorType(dtype=value.dtype, shape=value.shape)
         return found
 
     @cached_property
@@ -308,9 +308,9 @@ class _Reader:
 
     def constants(self) -> tuple[ConstantGroup, ...]:
         groups: dict[tuple[str, str], list[str]] = {}
-        for key, constant in self.graph.constants.items():
-            if isinstance(constant.value, np.ndarray):
-                digest = hashlib.sha256(constant.value.tobytes()).hexdigest()
+        for key, value in self.graph.constants.items():
+            if isinstance(value, np.ndarray):
+                digest = hashlib.sha256(value.tobytes()).hexdigest()
                 groups.setdefault((str(self.types[key]), digest), []).append(key)
         return _largest_first([self._constant(kind, keys) for (kind, _), keys in groups.items()])
 

@@ -10,7 +10,7 @@ import pytest
 from mindmodel.debug.graph.difference import changes
 from mindmodel.debug.graph.sources import Source
 from mindmodel.debug.graph.summary import read_summary, summarize
-from mindmodel.dryrun.graph import Constant, Function, Graph, Input, Node, Parameter, Primitive, TensorType
+from mindmodel.dryrun.graph import Function, Graph, Input, Node, Parameter, Primitive, TensorType
 from mindmodel.errors import GraphError
 
 MASK = np.triu(np.ones((32, 32), np.float32), 1)
@@ -33,7 +33,7 @@ def graph_of(nodes, constants=(), parameters=()):
         parameters=tuple(parameters),
         functions={"main": main},
         primitives={kind: Primitive(name=kind, attributes={}) for kind in {node.target for node in nodes}},
-        constants={key: Constant(key=key, value=value) for key, value in constants},
+        constants=dict(constants),
     )
 
 
