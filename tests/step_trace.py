@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from mindmodel.dryrun.live import Kernel, Live, live_of
+from mindmodel.dryrun.live import Live, live_of
 from mindmodel.dryrun.memory_trace import LIVE_KINDS, read_trace
+from mindmodel.dryrun.scopes import PlacedKernel
 
 NEVER = 2**63 - 1
 VOCAB_SIZE, NUM_TOKENS = 10, 4
@@ -84,6 +85,6 @@ def live_in(folder, unseen=0):
 def live_with(**by_kind):
     """A step of one kernel, with so many bytes of kinds."""
     kinds = {**dict.fromkeys(LIVE_KINDS, 0), **by_kind}
-    kernel = Kernel(operator="Mul", place="loss", phase="backward")
+    kernel = PlacedKernel(operator="Mul", place="loss", phase="backward")
     return Live(peak_bytes=sum(kinds.values()), peak_index=0, kernels=(kernel,), by_kind=kinds, by_part={"loss": kinds},
                 groups=(), curve={kind: (number,) for kind, number in kinds.items()})

@@ -8,7 +8,6 @@ after whichever Cell it met first; operators of the backward pass that layers sh
 from __future__ import annotations
 
 import dataclasses
-import re
 from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass
@@ -21,7 +20,6 @@ from mindmodel.dryrun.memory_trace import (
     LIVE_KINDS,
     NO_KERNEL,
     PREFIXES,
-    UPDATE,
     Block,
     Task,
     Trace,
@@ -29,35 +27,20 @@ from mindmodel.dryrun.memory_trace import (
     kinds_of,
     peak_moment,
 )
+from mindmodel.dryrun.scopes import GRADIENTS, STEP, PlacedKernel, is_update, of_any_layer, part_of, place_of
 
 PASSED_ON = (*COPIES, "AllReduce", "ReduceScatter", "AllToAll")
 """Operators whose result is what they read: in another dtype, of other ranks too, or elsewhere."""
 PHASES = ("forward", "recompute", "backward", "optimizer")
-STEP, REST = "step", "rest"
-"""The place of what belongs to no Cell, and the part of the model that holds what is in none."""
+REST = "rest"
+"""The part of the model that holds what is in none."""
 PARTS = ("embedding", "norm", "head", "loss")
 """Of a model outside its layers."""
-DEVICES = ("Ascend", "CPU", "Native")
-"""Ends of the classes whose Cells hold a layer's kernels for a device; they are no place of their own."""
-LAYER = re.compile(r"\blayers\.\d+")
-ANY_LAYER = "layers.*"
 DTYPES = {"BFloat16": "bf16", "Float32": "fp32", "Float16": "fp16"}
 MAX_COLUMNS = 600
 """Of a curve that is shown; each has the highest of its kernels."""
 MAX_DISTANCE = 6
 """Operators from a gradient to its parameter's accumulator or update."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Kernel:
-    """A kernel of the step; its place is the Cell in which it stands, such as layers.3.mlp.down."""
-
-    operator: str
-    place: str
-    phase: str
-
-    def __str__(self) -> str:
-        return f"{self.operator} of {self.place}, {self.phase}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,14 +100,14 @@ class Live:
 
     peak_bytes: int
     peak_index: int
-    kernels: tuple[Kernel, ...]
+    kernels: tuple[PlacedKernel, ...]
     by_kind: Mapping[str, int]
     by_part: Mapping[str, Mapping[str, int]]
     groups: tuple[Group, ...]
     curve: Mapping[str, tuple[int, ...]]
 
     @property
-    def peak_kernel(self) -> Kernel:
+    def peak_kernel(self) -> PlacedKernel:
         """The kernel for which most bytes are alive."""
         return self.kernels[self.peak_index]
 
@@ -182,7 +165,7 @@ class _Step:
         self.times = [task.time for task in tasks]
         phases = _phases([task.name for task in tasks])
         self.kernels = tuple(
-            Kernel(operator=task.operator, place=self._place_of_task(task), phase=phase)
+            PlacedKernel(operator=task.operator, place=self._place_of_task(task), phase=phase)
             for task, phase in zip(tasks, phases)
         )
         self.at = dict(zip(self.times, self.kernels))
@@ -205,7 +188,7 @@ class _Step:
     def _place_of_task(self, task: Task) -> str:
         """Its Cell; of a product that makes a gradient, the Cell of the parameter."""
         made = [key for key in task.outputs if key not in task.inputs and self.kinds.get(key) == "gradients"]
-        updated = self._updated(made[0]) if made and task.name.startswith("Gradients/") else None
+        updated = self._updated(made[0]) if made and task.name.startswith(GRADIENTS) else None
         return updated.removesuffix(".weight") if updated else place_of(task.name)
 
     def _index(self, time: int) -> int:
@@ -232,7 +215,7 @@ class _Step:
             count=1,
             num_bytes=block.num_bytes,
             num_kernels=None if stays else self._index(block.end) - self._index(block.key),
-            last_read="{0.operator}, {0.phase}".format(self.at[readers[-1].time]) if readers else "",
+            last_read=self.at[readers[-1].time].as_reader if readers else "",
             unread_bytes=0 if self._is_read(block, readers) else block.num_bytes,
         )
 
@@ -318,20 +301,13 @@ def _phases(names: Sequence[str]) -> list[str]:
 
 def _phase(name: str) -> Optional[str]:
     """What an operator's scope tells."""
-    if name.startswith("Gradients/"):
+    if name.startswith(GRADIENTS):
         return "backward"
     if name.startswith("recompute_"):
         return "recompute"
-    if any(scope in name for scope in UPDATE):
+    if is_update(name):
         return "optimizer"
     return "forward" if "/decoder-" in name or "/loss-" in name else None
-
-
-def place_of(name: str) -> str:
-    """The Cell of an operator's scope, named as the parameters are: layers.3.mlp.down."""
-    parts = [part.partition("-") for part in name.split("/")[:-1]]
-    cells = [cell for cell, dash, kind in parts if dash and cell != "network" and not kind.endswith(DEVICES)]
-    return ".".join(cells[1:] if len(cells) > 1 and cells[0] == "decoder" else cells) or STEP
 
 
 def _parameter(block: Block) -> str:
@@ -349,8 +325,8 @@ def _by_part(tensors: Sequence[Group]) -> dict[str, dict[str, int]]:
 
 
 def _part(place: str) -> str:
-    layer, first = LAYER.search(place), place.partition(".")[0]
-    return layer[0] if layer else first if first in PARTS else REST
+    part = part_of(place)
+    return part if part in PARTS or part.startswith("layers.") else REST
 
 
 def _position(part: str) -> tuple[int, int]:
@@ -363,7 +339,7 @@ def _position(part: str) -> tuple[int, int]:
 def _grouped(tensors: Sequence[Group]) -> Iterator[Group]:
     alike: dict[tuple, list[Group]] = {}
     for one in tensors:
-        key = one.kind, LAYER.sub(ANY_LAYER, one.place), one.made_by, one.phase, one.dtype, one.shape, one.last_read
+        key = one.kind, of_any_layer(one.place), one.made_by, one.phase, one.dtype, one.shape, one.last_read
         alike.setdefault(key, []).append(one)
     for (_, place, *_), members in alike.items():
         held = [member.num_kernels for member in members if member.num_kernels is not None]

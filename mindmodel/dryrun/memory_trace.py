@@ -13,10 +13,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Iterator, Mapping
 
+from mindmodel.dryrun.scopes import is_update, operator_of
+
 BLOCKS_NAME, GRAPH_NAME = "memory_block.csv", "tracker_graph.ir"
 TASK = re.compile(r"\((.*?)\) = (.+?)\((.*?)\), task_info: (\d+)")
 KEY, TENSOR = re.compile(r"%(\d+)"), re.compile(r"(\w+):\[([\d, ]*)\]")
-OPERATOR = re.compile(r"(?:.*/)?(\w+?)(?:-op\w*)?")
 
 LIVE_KINDS = ("weights", "optimizer", "constants", "weight copies", "gradients", "activations", "logits", "other")
 """What memory is for: what stays through all steps first."""
@@ -29,8 +30,6 @@ COPIES = ("Cast", "AllGather", "TensorMove", "Load")
 """Operators whose result is a weight when their operand is one: in another dtype, or gathered."""
 GRADIENT_STEPS = (*COPIES, "AllReduce", "ReduceScatter", "AssignAdd", "Add", "AddN", "Mul", "Muls", "Div", "RealDiv")
 """Operators between the product that makes a weight's gradient and the optimizer."""
-UPDATE = ("/optimizer-", "/totals-")
-"""Scopes in which gradients are clipped, checked and applied; the moments are changed in place."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +91,16 @@ class Trace:
         return users
 
 
+def read_rows(path: Path) -> Iterator[dict[str, str]]:
+    """Rows of a table that MindSpore wrote."""
+    csv.field_size_limit(1 << 30)
+    with open(path, newline="") as file:
+        yield from csv.DictReader(file)
+
+
 def read_trace(folder: Path) -> Trace:
     """Read what MindSpore wrote for a rank."""
-    csv.field_size_limit(1 << 30)
-    with open(folder / BLOCKS_NAME, newline="") as file:
-        blocks = [_block(row) for row in csv.DictReader(file)]
+    blocks = [_block(row) for row in read_rows(folder / BLOCKS_NAME)]
     with open(folder / GRAPH_NAME) as file:
         tasks = tuple(_tasks(line for line in file if not line.startswith("    #")))
     return Trace(blocks={block.key: block for block in blocks}, tasks=tasks)
@@ -120,11 +124,10 @@ def _tasks(lines: Iterator[str]) -> Iterator[Task]:
             continue
         outputs, name, inputs, time = found.groups()
         types = TENSOR.findall(next(lines, "").partition(" <- ")[0])
-        operator = OPERATOR.fullmatch(name)
         yield Task(
             time=int(time),
             name=name,
-            operator=operator[1] if operator else name,
+            operator=operator_of(name),
             inputs=tuple(map(int, KEY.findall(inputs))),
             outputs=tuple(map(int, KEY.findall(outputs))),
             dtypes=tuple(dtype for dtype, _ in types),
@@ -174,7 +177,7 @@ def _kind(block: Block, task: Task | None, found: Mapping[int, str], vocab_size:
         return "constants"
     if block.source != "Kernel" or task is None or "/" not in task.name:
         return "other"
-    if any(scope in task.name for scope in UPDATE):
+    if is_update(task.name):
         return "gradients"
     if task.operator in COPIES and task.inputs and found.get(task.inputs[0]) in ("weights", "weight copies"):
         return "weight copies"
@@ -186,6 +189,6 @@ def _kind(block: Block, task: Task | None, found: Mapping[int, str], vocab_size:
 
 def _takes_gradient(task: Task, found: Mapping[int, str]) -> bool:
     """Whether what this task reads is a gradient of a weight."""
-    if any(scope in task.name for scope in UPDATE):
+    if is_update(task.name):
         return True
     return task.operator in GRADIENT_STEPS and any(found.get(key) == "gradients" for key in task.outputs)

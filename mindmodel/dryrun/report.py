@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterator, Mapping
+from typing import Any, Mapping
 
 from mindmodel.dryrun.compile import Compiled
 from mindmodel.dryrun.jobs import LOG_NAME
 from mindmodel.dryrun.live import Live, live_of
-from mindmodel.dryrun.memory_trace import COARSER, NO_KERNEL, OPERATOR, read_trace
+from mindmodel.dryrun.memory_trace import COARSER, NO_KERNEL, read_rows, read_trace
+from mindmodel.dryrun.scopes import operator_of
 from mindmodel.fleet.memory import KINDS
 from mindmodel.fleet.rank_sizes import RankSizes
 from mindmodel.parallel.mesh import Mesh, mesh_of, stage_of
 
 COLLECTIVES_PATH = Path("execute_order", "comm_execute_order.csv")
 KERNELS_PATH = Path("execute_order", "execute_order.csv")
-DTYPES = {"BFloat16": "bfloat16", "Float32": "float32", "Float16": "float16", "Int32": "int32", "Bool": "bool"}
 CHOSEN = re.compile(r"\b(\w+) select (\w+) kernel")
 OLD_KIND = "aclop"
 LAYER = "/layers-CellList/"
@@ -150,24 +149,15 @@ def report_of(compiled: Compiled) -> RankReport:
     )
 
 
-def _rows(path: Path) -> Iterator[dict[str, str]]:
-    """Rows of a table; a step without collectives has no table."""
-    if not path.is_file():
-        return
-    csv.field_size_limit(1 << 30)
-    with open(path, newline="") as file:
-        yield from csv.DictReader(file)
-
-
 def read_collectives(path: Path, rank: int, mesh: Mesh) -> tuple[Collective, ...]:
-    """Collectives of a step, those alike in one entry, largest first."""
+    """Collectives of a step, those alike in one entry, largest first; a step without any has no table."""
     counts: Counter[tuple] = Counter()
     sizes: Counter[tuple] = Counter()
-    for row in _rows(path):
-        kind, dtype = row["primitive"], row["output_type"]
+    for row in read_rows(path) if path.is_file() else ():
+        kind = row["primitive"]
         other = {"Send": row["dest_rank"], "Receive": row["src_rank"]}.get(kind)
         ranks = tuple(map(int, row["comm_rank"].split())) if other is None else (rank, int(other))
-        key = (kind, mesh.axes_of(ranks), DTYPES.get(dtype, dtype.lower()), ranks)
+        key = kind, mesh.axes_of(ranks), row["output_type"].lower(), ranks
         counts[key] += 1
         sizes[key] += max(int(row["input_size"]), int(row["output_size"]))
     return tuple(
@@ -187,9 +177,8 @@ def read_kernels(path: Path) -> tuple[dict[str, int], int]:
 def read_launches(path: Path) -> list[tuple[str, str]]:
     """Operator and whole name of each kernel of a step, in their order; collectives, events and views are none."""
     found = []
-    for row in _rows(path):
-        operator = OPERATOR.fullmatch(row["node_name"])
-        name = operator[1] if operator else row["node_name"]
+    for row in read_rows(path):
+        name = operator_of(row["node_name"])
         if not row["group"] and name not in NO_KERNEL:
             found.append((name, row["node_name"]))
     return found

@@ -15,8 +15,8 @@ from mindmodel.debug.traces.compare import compare_traces
 from mindmodel.debug.traces.inputs import Inputs
 from mindmodel.debug.traces.layout_side import num_devices_of, sized, trace_graphs, trace_layout
 from mindmodel.debug.traces.trace import LOGITS, places
-from mindmodel.dryrun.live import place_of
 from mindmodel.dryrun.prove import LR, batches_of, reference
+from mindmodel.dryrun.scopes import GRADIENTS, place_of
 from mindmodel.errors import TraceError
 from mindmodel.recipe.load import recipe_from_dict
 from mindmodel.recipe.rules import with_defaults
@@ -100,7 +100,7 @@ def test_a_gradient_without_its_sum_is_named_whichever_it_is(partition):
 @pytest.mark.parametrize("place", ["embedding.embedding", "layers.0.attention.out", "layers.1.mlp.down"])
 def test_an_activation_without_its_sum_is_named(partition, place):
     def is_sum(node):
-        return not node.scope.startswith("Gradients/") and place_of(node.scope) == place
+        return not node.scope.startswith(GRADIENTS) and place_of(node.scope) == place
 
     faulty = [without(graph, "AllReduce", is_sum) for graph in partition.graphs]
     first = compare_traces(traced(partition, faulty), alone(partition)).first

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from mindmodel.dryrun import live as live_module
-from mindmodel.dryrun.live import Kernel, place_of
+from mindmodel.dryrun.scopes import PlacedKernel
 from step_trace import PEAK_BYTES, STAYING_BYTES, live_in
 
 UNSEEN = 44
@@ -25,7 +25,7 @@ def group(live, kind, made_by):
 
 
 def test_the_peak_is_named_by_its_kernel(live):
-    assert live.peak_kernel == Kernel(operator="Mul", place="loss", phase="backward")
+    assert live.peak_kernel == PlacedKernel(operator="Mul", place="loss", phase="backward")
     assert str(live.peak_kernel) == "Mul of loss, backward"
     assert live.peak_index == 8
 
@@ -109,20 +109,6 @@ def test_for_scripts_it_is_json(live):
     }
     assert found["num_kernels"] == 16 and found["by_kind"]["logits"] == 120
     assert sum(one["num_bytes"] for one in found["groups"]) == PEAK_BYTES
-
-
-@pytest.mark.parametrize(
-    "scope, place",
-    [
-        ("Default/network-Step/network-Loss/decoder-Decoder/layers-CellList/3-Block/mlp-MLP/down-Linear/l-LinearAscend",
-         "layers.3.mlp.down"),
-        ("Default/network-Step/decoder-Decoder", "decoder"),
-        ("Gradients/Default/network-Step/loss-HeadLoss/h-HeadLossAscend/Grad_Exp", "loss"),
-        ("Default", "step"),
-    ],
-)
-def test_a_place_is_named_as_parameters_are(scope, place):
-    assert place_of(f"{scope}/MatMul-op0") == place
 
 
 def test_a_layer_is_computed_again_where_a_gradient_follows():

@@ -9,9 +9,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from mindmodel.dryrun.live import Kernel
 from mindmodel.dryrun.live_page import BOTTOM, KIND_COLOURS, LEFT, PHASE_COLOURS, RIGHT, TOP, page_of
 from mindmodel.dryrun.memory_trace import LIVE_KINDS
+from mindmodel.dryrun.scopes import PlacedKernel
 from step_trace import live_in, live_with
 
 ALONE = ("meta", "br", "hr", "img", "link")
@@ -94,7 +94,7 @@ def test_phases_follow_one_another_below_the_plot(plot):
 
 
 def test_names_cannot_break_the_page():
-    kernel = Kernel(operator="<b>", place="a & b", phase="forward")
+    kernel = PlacedKernel(operator="<b>", place="a & b", phase="forward")
     live = dataclasses.replace(live_with(weights=1), kernels=(kernel,))
     page = page_of("<i>", "</p>", {0: live})
     assert "<b>" not in page and "<i>" not in page and "&lt;b&gt; of a &amp; b" in page

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mindmodel.dryrun.memory_trace import BLOCKS_NAME
+from mindmodel.dryrun.memory_trace import BLOCKS_NAME, read_rows
 from mindmodel.dryrun.report import COLLECTIVES_PATH, KERNELS_PATH, Collective, read_collectives, read_launches
 from mindmodel.parallel.mesh import Mesh
 
@@ -77,9 +76,7 @@ def wire_bytes(collectives: tuple[Collective, ...]) -> float:
 
 def _weights(path: Path) -> list[str]:
     """Names of what is in memory before the step."""
-    csv.field_size_limit(1 << 30)
-    with open(path, newline="") as file:
-        return [row["node_name"] for row in csv.DictReader(file) if row["type"] == "Weight"]
+    return [row["node_name"] for row in read_rows(path) if row["type"] == "Weight"]
 
 
 def num_tensors(weights: list[str]) -> int:

@@ -19,8 +19,8 @@ from mindspore.graph.api import _cell_graph_executor
 from mindmodel.debug.graph.sources import Source
 from mindmodel.debug.graph.summary import Missing
 from mindmodel.dryrun.kernels import CONTROL
-from mindmodel.dryrun.live import place_of
 from mindmodel.dryrun.mindir import DTYPES, model_class
+from mindmodel.dryrun.scopes import place_of
 
 REFERENCE = "REF::"
 """Before the key of a primitive."""

@@ -18,13 +18,12 @@ import numpy as np
 from mindmodel.debug.graph.sources import Source
 from mindmodel.dryrun.graph import Graph, Node, TensorType, ValueType
 from mindmodel.dryrun.kernels import CONTROL
-from mindmodel.dryrun.live import ANY_LAYER, LAYER, STEP, place_of
+from mindmodel.dryrun.scopes import GRADIENTS, LAYER, STEP, of_any_layer, part_of, place_of
 from mindmodel.errors import GraphError
 from mindmodel.files import read_json
 
 CALL = "(call)"
 """The kind of a node that calls a function of the graph."""
-GRADIENTS = "Gradients/"
 UPDATES = re.compile("Adam.*|Assign.*|Momentum|.*Update")
 """Operators that write to a parameter among their operands."""
 OPTIMIZER = "/optimizer-"
@@ -282,12 +281,12 @@ class _Reader:
     def layers(self) -> dict[str, tuple[int, int]]:
         counts: dict[str, list[int]] = {}
         for node in self.nodes:
-            counts.setdefault(_part_of(self.place(node)), [0, 0])[node.scope.startswith(GRADIENTS)] += 1
+            counts.setdefault(part_of(self.place(node)), [0, 0])[node.scope.startswith(GRADIENTS)] += 1
         return {part: (own, made) for part, (own, made) in sorted(counts.items(), key=lambda item: _in_order(item[0]))}
 
     def parameters(self) -> tuple[ParameterGroup, ...]:
         written = {key for node in self.nodes if self._updates(node) for key in self._operands(node)}
-        groups = Counter((_of_any_layer(p.name), str(p.type), p.key in written) for p in self.graph.parameters)
+        groups = Counter((of_any_layer(p.name), str(p.type), p.key in written) for p in self.graph.parameters)
         sizes = {str(p.type): num_bytes_of(p.type) for p in self.graph.parameters}
         rows = [
             ParameterGroup(name=name, type=kind, count=count, num_bytes=count * sizes[kind], updated=updated)
@@ -338,7 +337,7 @@ class _Reader:
         groups: dict[tuple[str, str, str], list[Node]] = {}
         for node in self.nodes:
             if self.kind(node) == "Cast":
-                key = _dtype(self.types.get(node.inputs[0])), _dtype(node.type), _of_any_layer(self.origin(node))
+                key = _dtype(self.types.get(node.inputs[0])), _dtype(node.type), of_any_layer(self.origin(node))
                 groups.setdefault(key, []).append(node)
         rows = [
             CastGroup(before=before, after=after, origin=origin, count=len(nodes), where=self.where(nodes[0]))
@@ -356,15 +355,6 @@ def num_bytes_of(kind: ValueType) -> int:
 
 def _dtype(kind: ValueType) -> str:
     return kind.dtype.name if isinstance(kind, TensorType) else "number"
-
-
-def _of_any_layer(name: str) -> str:
-    return LAYER.sub(ANY_LAYER, name)
-
-
-def _part_of(place: str) -> str:
-    layer = LAYER.search(place)
-    return layer[0] if layer else place.partition(".")[0]
 
 
 def _in_order(part: str) -> tuple[int, int]:

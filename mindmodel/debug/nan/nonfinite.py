@@ -21,13 +21,11 @@ from mindmodel.data.loader import Batch
 from mindmodel.debug.graph.compile import export_graph
 from mindmodel.debug.nan.values import HELD_BYTES, Range, Values, range_of
 from mindmodel.dryrun.graph import Node
-from mindmodel.dryrun.live import LAYER, place_of
+from mindmodel.dryrun.scopes import GRADIENTS, LAYER, place_of
 from mindmodel.parallel.runtime import Runtime, operators_unfused
 from mindmodel.recipe.schema import Recipe
 from mindmodel.train.build import Built
 
-GRADIENTS = "Gradients/"
-"""Begins the scope of what automatic differentiation made; the rest of it may be that of another layer."""
 VIEWS = ("Cast", "Reshape", "Transpose", "TupleGetItem", "Muls")
 """Operators that the compiler merges over Cells, and names after any of them."""
 ADDED_UP = "sum of squares"

@@ -37,7 +37,7 @@ def _events(step: Step, number: int, placed: Mapping[str, Placed], zero: int) ->
         details = {"place": one.place, "phase": one.phase, "scope": event.scope, "flop": flop_of(one.kernel),
                    "reads": [str(kind) for kind in one.kernel.operands],
                    "makes": [str(kind) for kind in one.kernel.results]}
-        name = f"{one.kernel.operator} {one.place}"
+        name = f"{one.operator} {one.place}"
         span = _span(name, KERNELS, event.begin_ns - zero, event.end_ns - event.begin_ns)
         yield {**span, "cat": one.phase, "args": details}
     for when, num_bytes in step.memory:

@@ -19,11 +19,22 @@ from statistics import median
 from typing import Any, Iterator, Mapping, Optional, Sequence
 
 from mindmodel.debug.graph.sources import Source
-from mindmodel.debug.graph.summary import GRADIENTS, num_bytes_of
+from mindmodel.debug.graph.summary import num_bytes_of
 from mindmodel.debug.profile.flop import flop_of
 from mindmodel.debug.profile.kernel_graph import Kernel, KernelGraph, Value
-from mindmodel.dryrun.live import ANY_LAYER, LAYER, STEP, place_of
-from mindmodel.dryrun.memory_trace import PREFIXES, UPDATE
+from mindmodel.dryrun.memory_trace import PREFIXES
+from mindmodel.dryrun.scopes import (
+    ANY_LAYER,
+    GRADIENTS,
+    LAYER,
+    STEP,
+    PlacedKernel,
+    is_update,
+    of_any_layer,
+    operator_of,
+    part_of,
+    place_of,
+)
 
 PHASES = ("forward", "loss", "backward", "optimizer")
 DATA, REST = "data", "not in kernels"
@@ -207,15 +218,10 @@ class StepProfile:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Placed:
+class Placed(PlacedKernel):
     """A kernel with its Cell and phase."""
 
     kernel: Kernel
-    place: str
-    phase: str
-
-    def __str__(self) -> str:
-        return f"{self.kernel.operator} of {self.place}, {self.phase}"
 
 
 def profile_of(
@@ -268,24 +274,19 @@ def _phases(placed: Mapping[str, Placed], seconds: Mapping[str, float], steps: S
 
 
 def _operators(placed: Mapping[str, Placed], seconds: Mapping[str, float]) -> dict[str, tuple[int, float]]:
-    counts: Counter[str] = Counter(one.kernel.operator for one in placed.values())
+    counts: Counter[str] = Counter(one.operator for one in placed.values())
     totals: Counter[str] = Counter()
     for scope, one in placed.items():
-        totals[one.kernel.operator] += seconds[scope]  # type: ignore[assignment]  # a Counter of floats
+        totals[one.operator] += seconds[scope]  # type: ignore[assignment]  # a Counter of floats
     return {operator: (counts[operator], total) for operator, total in totals.most_common()}
 
 
 def _parts(placed: Mapping[str, Placed], seconds: Mapping[str, float]) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     for scope, one in placed.items():
-        row = found.setdefault(_part_of(one.place), dict.fromkeys(PHASES, 0.0))
+        row = found.setdefault(part_of(one.place), dict.fromkeys(PHASES, 0.0))
         row[one.phase] += seconds[scope]
     return dict(sorted(found.items(), key=lambda item: _in_order(item[0])))
-
-
-def _part_of(place: str) -> str:
-    layer = LAYER.search(place)
-    return layer[0] if layer else place.partition(".")[0]
 
 
 def _in_order(part: str) -> tuple[int, int, str]:
@@ -299,7 +300,7 @@ def _rows(
 ) -> tuple[Row, ...]:
     alike: dict[tuple[str, ...], list[str]] = {}
     for scope, one in placed.items():
-        key = LAYER.sub(ANY_LAYER, one.place), one.kernel.operator, one.phase, _shapes(one.kernel)
+        key = of_any_layer(one.place), one.operator, one.phase, _shapes(one.kernel)
         alike.setdefault(key, []).append(scope)
     rows = [
         Row(
@@ -350,7 +351,9 @@ class _Places:
         for kernel in self.kernels:
             self.places[kernel.key] = self._place(kernel)
         return {
-            kernel.scope: Placed(kernel=kernel, place=self.places[kernel.key], phase=self.phases[kernel.key])
+            kernel.scope: Placed(
+                kernel=kernel, operator=kernel.operator, place=self.places[kernel.key], phase=self.phases[kernel.key]
+            )
             for kernel in self.kernels
         }
 
@@ -361,7 +364,7 @@ class _Places:
     def _phase(self, kernel: Kernel) -> str:
         before = {self.phases[key] for key in self._sources(kernel)}
         scopes = _scopes(kernel)
-        if "optimizer" in before or kernel.operator in UPDATES or any(u in scope for u in UPDATE for scope in scopes):
+        if "optimizer" in before or kernel.operator in UPDATES or any(map(is_update, scopes)):
             return "optimizer"
         if any(LOSS in scope for scope in scopes):
             return "loss"
@@ -382,7 +385,7 @@ class _Places:
     def _is_own(self, scope: str, phase: str) -> bool:
         """Whether a name stands for one operator's place: it stands in all layers as often, or not in the fullest."""
         place = place_of(scope)
-        if _operator(scope) == CAST:
+        if operator_of(scope) == CAST:
             return False
         layer = LAYER.search(place)
         if layer is None:
@@ -457,14 +460,10 @@ def _scopes(kernel: Kernel) -> list[str]:
     return [part.scope for part in kernel.parts] or [kernel.scope]
 
 
-def _operator(scope: str) -> str:
-    return scope.rpartition("/")[2].partition("-op")[0]
-
-
 def _name_in_any_layer(scope: str) -> str:
     """Cell and operator without their numbers."""
     kind = GRADIENTS if scope.startswith(GRADIENTS) else ""
-    return f"{kind}{LAYER.sub(ANY_LAYER, place_of(scope))} {_operator(scope)}"
+    return f"{kind}{of_any_layer(place_of(scope))} {operator_of(scope)}"
 
 
 class _Memory:
@@ -531,9 +530,9 @@ class _Memory:
         for one, value, num_bytes in self._tensors():
             last = self._last_read(value)
             if self.number[one.kernel.key] <= moment <= last:
-                place = LAYER.sub(ANY_LAYER, one.place)
+                place = of_any_layer(one.place)
                 kind, reader = one.kernel.results[value.index], self.placed[last]
-                key = place, one.kernel.operator, one.phase, str(kind), f"{reader.kernel.operator}, {reader.phase}"
+                key = place, one.operator, one.phase, str(kind), reader.as_reader
                 alike[key] += 1
                 sizes[key] = num_bytes
         held = [

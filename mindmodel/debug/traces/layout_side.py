@@ -20,9 +20,9 @@ from mindmodel.debug.traces.trace import LOGITS, Trace, places
 from mindmodel.dryrun.compile import compiled
 from mindmodel.dryrun.graph import Graph, TensorType
 from mindmodel.dryrun.interpret import Interpreter
-from mindmodel.dryrun.live import place_of
 from mindmodel.dryrun.prove import Arrays, axes_by_name, jobs_of, joined, moments_of, one_step
 from mindmodel.dryrun.rank import FLOATS
+from mindmodel.dryrun.scopes import GRADIENTS, place_of
 from mindmodel.errors import TraceError
 from mindmodel.models.family import parameter_shapes
 from mindmodel.parallel.mesh import Axes, Mesh, Shape, local_slice, mesh_of
@@ -35,8 +35,8 @@ MAX_DEVICES = 16
 MAX_PARAMETERS = 20_000_000
 """Executed in NumPy: each rank has its slices in float64, three times with the moments."""
 CLIP_EPS = 1e-6
-GRADIENTS, LOSS = "Gradients/", "loss"
-"""Begin the scope of operators of the backward pass, and the place of those of the loss, which makes the logits."""
+LOSS = "loss"
+"""Begins the place of operators of the loss, which makes the logits."""
 INSIDE = {"causal_attention": "attention", "swiglu": "mlp"}
 """Cells without a name in the scopes, and those around them, of which they are the last part that computes."""
 
