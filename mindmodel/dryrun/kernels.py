@@ -14,7 +14,7 @@ from typing import Any, Callable, Mapping, Optional
 
 import numpy as np
 
-from mindmodel.dryrun.graph import MONAD, TensorType, ValueType
+from mindmodel.dryrun.graph import MONAD, TensorType
 
 Array = np.ndarray
 Kernel = Callable[..., Any]
@@ -22,23 +22,13 @@ Kernel = Callable[..., Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """What a kernel may ask of its node: the primitive's attributes, and the declared type of the result."""
+    """What a kernel may ask of its node: the primitive's attributes, and the declared type of the result.
+
+    Each kernel knows whether that is a TensorType or a tuple of them.
+    """
 
     attributes: Mapping[str, Any]
-    result: ValueType
-
-    @property
-    def type(self) -> TensorType:
-        """Of a result that is one tensor."""
-        assert isinstance(self.result, TensorType)
-        return self.result
-
-    def part(self, index: int) -> TensorType:
-        """Type of one tensor of a result that is a tuple."""
-        assert isinstance(self.result, tuple)
-        part = self.result[index]
-        assert isinstance(part, TensorType)
-        return part
+    result: Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,19 +96,13 @@ def matmul(context: Context, a: Array, b: Array, transpose_a: Any = None, transp
     return a @ b
 
 
-def total(context: Context, x: Array, axis: Any = None, keep_dims: bool = False, *_: Any) -> Array:
-    """Sum over some axes, in the dtype that the graph declares."""
-    return np.sum(x, axis=axes(axis), keepdims=keep_dims, dtype=context.type.dtype)
+def _reducing(function: Callable[..., Any]) -> Kernel:
+    """Kernel of a reduction over some axes, in the dtype that the graph declares."""
 
+    def kernel(context: Context, x: Array, axis: Any = None, keep_dims: bool = False, *_: Any) -> Array:
+        return np.asarray(function(x, axis=axes(axis), keepdims=keep_dims), context.result.dtype)
 
-def mean(context: Context, x: Array, axis: Any = None, keep_dims: bool = False, *_: Any) -> Array:
-    """Mean over some axes."""
-    return np.mean(x, axis=axes(axis), keepdims=keep_dims)
-
-
-def largest(context: Context, x: Array, axis: Any = None, keep_dims: bool = False) -> Array:
-    """Maximum over some axes."""
-    return np.max(x, axis=axes(axis), keepdims=keep_dims)
+    return kernel
 
 
 def argmax_with_value(context: Context, x: Array, axis: Any = None, keep_dims: Any = None) -> tuple[Array, Array]:
@@ -126,12 +110,12 @@ def argmax_with_value(context: Context, x: Array, axis: Any = None, keep_dims: A
     axis = given(context, axis, "axis", 0)
     keep_dims = given(context, keep_dims, "keep_dims", False)
     index = np.argmax(x, axis, keepdims=keep_dims)
-    return np.asarray(index, context.part(0).dtype), np.asarray(np.max(x, axis, keepdims=keep_dims))
+    return np.asarray(index, context.result[0].dtype), np.asarray(np.max(x, axis, keepdims=keep_dims))
 
 
 def cast(context: Context, x: Any, *_: Any) -> Array:
     """The value in the dtype that the graph declares; the operand that names the dtype is a number of MindSpore's."""
-    return np.asarray(x).astype(context.type.dtype)
+    return np.asarray(x).astype(context.result.dtype)
 
 
 def one_hot(context: Context, indices: Array, depth: Any, on: Array, off: Array, axis: int = -1) -> Array:
@@ -140,14 +124,9 @@ def one_hot(context: Context, indices: Array, depth: Any, on: Array, off: Array,
     return np.moveaxis(np.where(indices[..., np.newaxis] == positions, on, off), -1, axis)
 
 
-def filled(value: Any) -> Kernel:
-    """Kernel of a tensor of one value; its operands say what its declared type says."""
-    return lambda context, *_: np.full(context.type.shape, value, context.type.dtype)
-
-
-def fill(context: Context, shape: Any, value: Any) -> Array:
-    """A tensor of one value."""
-    return np.full(int_tuple(shape), value, context.type.dtype)
+def _filled(context: Context, value: Any) -> Array:
+    """A tensor of one value; the operands of its primitive say what the declared type says."""
+    return np.full(context.result.shape, value, context.result.dtype)
 
 
 def nan_to_num(context: Context, x: Array, nan: Any = None, posinf: Any = None, neginf: Any = None) -> Array:
@@ -262,17 +241,17 @@ KERNELS: dict[str, Kernel] = {
     "BatchMatMul": matmul,
     "BatchMatMulExt": matmul,
     "Cast": cast,
-    "FillV2": fill,
+    "FillV2": lambda context, shape, value: _filled(context, value),
     "MatMul": matmul,
-    "MeanExt": mean,
+    "MeanExt": _reducing(np.mean),
     "NanToNum": nan_to_num,
     "OneHot": one_hot,
-    "Ones": filled(1),
-    "ReduceMax": largest,
-    "ReduceMean": mean,
-    "ReduceSum": total,
+    "Ones": lambda context, *_: _filled(context, 1),
+    "ReduceMax": _reducing(np.max),
+    "ReduceMean": _reducing(np.mean),
+    "ReduceSum": _reducing(np.sum),
     "ScalarToTensor": cast,
     "Select": plain(np.where),
-    "SumExt": total,
-    "Zeros": filled(0),
+    "SumExt": _reducing(np.sum),
+    "Zeros": lambda context, *_: _filled(context, 0),
 }

@@ -103,18 +103,8 @@ def _heads(attention: _Attention, q: Array, k: Array, v: Array) -> _Heads:
 
 
 def flash_attention(
-    context: Context,
-    q: Array,
-    k: Array,
-    v: Array,
-    shift: None,
-    drop_mask: None,
-    padding_mask: None,
-    mask: Optional[Array],
-    prefix: None,
-    q_lengths: None,
-    kv_lengths: None,
-    *settings: Any,
+    context: Context, q: Array, k: Array, v: Array, shift: None, drop_mask: None, padding_mask: None,
+    mask: Optional[Array], prefix: None, q_lengths: None, kv_lengths: None, *settings: Any,
 ) -> tuple[Array, ...]:
     """Largest score and sum of exponentials of each row (8 times), an undefined result, and the attended values."""
     attention = _attention(settings, shift, drop_mask, padding_mask, prefix, q_lengths, kv_lengths)
@@ -124,27 +114,13 @@ def flash_attention(
     exponentials = np.exp(scores - largest)
     total = np.sum(exponentials, -1, keepdims=True)
     attended = exponentials / total @ values
-    return np.repeat(largest, 8, -1), np.repeat(total, 8, -1), undefined(context.part(2)), attention.joined(attended)
+    return np.repeat(largest, 8, -1), np.repeat(total, 8, -1), undefined(context.result[2]), attention.joined(attended)
 
 
 def flash_attention_grad(
-    context: Context,
-    q: Array,
-    k: Array,
-    v: Array,
-    grad: Array,
-    shift: None,
-    drop_mask: None,
-    padding_mask: None,
-    mask: Optional[Array],
-    largest: Array,
-    total: Array,
-    softmax_in: Any,
-    attended: Array,
-    prefix: None,
-    q_lengths: None,
-    kv_lengths: None,
-    *settings: Any,
+    context: Context, q: Array, k: Array, v: Array, grad: Array, shift: None, drop_mask: None, padding_mask: None,
+    mask: Optional[Array], largest: Array, total: Array, softmax_in: Any, attended: Array, prefix: None,
+    q_lengths: None, kv_lengths: None, *settings: Any,
 ) -> tuple[Array, ...]:
     """Gradients of flash_attention with respect to q, k and v from what it returned, and an undefined result."""
     attention = _attention(settings, shift, drop_mask, padding_mask, prefix, q_lengths, kv_lengths)
@@ -156,7 +132,7 @@ def flash_attention_grad(
     key_grad = score_grad.swapaxes(-1, -2) @ q
     value_grad = probabilities.swapaxes(-1, -2) @ grad
     gradients = (score_grad @ keys, *(_summed_over_groups(x, group_size) for x in (key_grad, value_grad)))
-    return *map(attention.joined, gradients), undefined(context.part(3))
+    return *map(attention.joined, gradients), undefined(context.result[3])
 
 
 def _summed_over_groups(x: Array, group_size: int) -> Array:

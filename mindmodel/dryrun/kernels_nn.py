@@ -87,7 +87,7 @@ def rotary_grad(
     _refuse_interleaved(mode)
     x_grad = grad * cos - _rotated(grad * sin)
     if x is None:
-        return x_grad, undefined(context.part(1)), undefined(context.part(2))
+        return x_grad, undefined(context.result[1]), undefined(context.result[2])
     return x_grad, _summed_to(grad * x, cos.shape), _summed_to(grad * _rotated(x), sin.shape)
 
 
@@ -97,17 +97,8 @@ def _summed_to(x: Array, shape: tuple[int, ...]) -> Array:
 
 
 def adam_weight_decay(
-    context: Context,
-    weight: Array,
-    first: Array,
-    second: Array,
-    lr: Any,
-    beta1: Any,
-    beta2: Any,
-    eps: Any,
-    decay: Any,
-    grad: Array,
-    *_: Any,
+    context: Context, weight: Array, first: Array, second: Array, lr: Any, beta1: Any, beta2: Any, eps: Any, decay: Any,
+    grad: Array, *_: Any,
 ) -> tuple[Array, Array, Array]:
     """AdamW without bias correction, in place.
 

@@ -26,14 +26,9 @@ def split_with_size(context: Context, x: Array, sizes: Any, axis: int = 0) -> tu
     return tuple(np.split(x, np.cumsum(int_tuple(sizes))[:-1], axis))
 
 
-def concat(context: Context, parts: tuple[Array, ...], axis: Any = None) -> Array:
-    """Parts one behind the other along an axis."""
-    return np.concatenate(parts, given(context, axis, "axis", 0))
-
-
-def stack(context: Context, parts: tuple[Array, ...], axis: Any = None) -> Array:
-    """Parts side by side along a new axis."""
-    return np.stack(parts, given(context, axis, "axis", 0))
+def _joining(function: Callable[..., Array]) -> Kernel:
+    """Kernel that joins parts along an axis, which is new or not."""
+    return lambda context, parts, axis=None: function(parts, given(context, axis, "axis", 0))
 
 
 def _slices(begin: Any, end: Any, strides: Any, masks: tuple[int, ...]) -> tuple[Any, ...]:
@@ -127,8 +122,8 @@ _OF_SHAPES: dict[str, Callable[..., Any]] = {
 
 KERNELS: dict[str, Kernel] = {
     **{name: plain(function) for name, function in _OF_SHAPES.items()},
-    "Concat": concat,
-    "Stack": stack,
+    "Concat": _joining(np.concatenate),
+    "Stack": _joining(np.stack),
     "Gather": gather,
     "GatherD": gather_along,
     "GatherDGradV2": gather_along_grad,
