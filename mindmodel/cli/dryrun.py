@@ -27,7 +27,8 @@ from mindmodel.dryrun.run import chosen_ranks, dry_run, jobs_at_once
 from mindmodel.files import write_text_safely
 from mindmodel.fleet.chips import DEFAULT_CHIP, Chip, find_chip
 from mindmodel.fleet.layouts import fitting_layouts
-from mindmodel.fleet.memory import KINDS, estimate_memory
+from mindmodel.fleet.memory import KINDS
+from mindmodel.fleet.rank_sizes import RankSizes
 from mindmodel.machine import memory, usable_cores
 from mindmodel.parallel.mesh import mesh_of
 from mindmodel.recipe.estimate import parameters
@@ -40,8 +41,6 @@ from mindmodel.terminal import Terminal
 MAX_PROVEN_DEVICES = 16
 HCCL_BUFFER_BYTES = 2 * 200 << 20
 """That HCCL takes for each group of ranks by default, to send and to receive (HCCL_BUFFSIZE, 200 MB each)."""
-MOMENT_BYTES = 8
-"""Of both moments of a parameter, float32."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -124,8 +123,7 @@ def _layout_lines(recipe: Recipe, ranks: Sequence[int]) -> Iterator[str]:
     assert recipe.model.vocab_size is not None
     yield f"parameters  {quantity(parameters(recipe.model, recipe.model.vocab_size).total)} in all"
     for rank in ranks:
-        held = estimate_memory(recipe, rank).optimizer // MOMENT_BYTES
-        yield f"            {quantity(held)} that rank {rank} updates"
+        yield f"            {quantity(RankSizes(recipe, rank).num_own)} that rank {rank} updates"
 
 
 def _layout_texts(recipe: Recipe) -> tuple[str, str, str]:
@@ -156,12 +154,8 @@ def _report_lines(recipe: Recipe, reports: Sequence[RankReport], chip: Chip) -> 
     for report in reports:
         yield from _collective_lines(report, recipe.runtime.devices_per_node)
         yield from _kernel_lines(report)
-    seconds = sum(report.cpu_s for report in reports)
-    yield f"compiled    in {seconds:.0f} CPU-seconds and {_host(reports)} GiB of host memory a rank"
-
-
-def _host(reports: Sequence[RankReport]) -> str:
-    return _gib(max(report.host_bytes for report in reports))
+    seconds, host = sum(report.cpu_s for report in reports), max(report.host_bytes for report in reports)
+    yield f"compiled    in {seconds:.0f} CPU-seconds and {_gib(host)} GiB of host memory a rank"
 
 
 def _unseen_lines(reports: Sequence[RankReport]) -> Iterator[str]:

@@ -6,7 +6,6 @@ Linux Standard Base, "Symbol Versioning".
 
 from __future__ import annotations
 
-from functools import cached_property
 from pathlib import Path
 from typing import Optional
 
@@ -46,7 +45,7 @@ class SharedLibrary:
         offset, count = int(self._bytes[40:48].view("<u8")[0]), int(self._bytes[60:62].view("<u2")[0])
         self._sections = self._table(offset, count * SECTION.itemsize, SECTION)
 
-    @cached_property
+    @property
     def needed(self) -> frozenset[str]:
         """Names of the libraries that are loaded with it."""
         section = self._section(DYNAMIC_TABLE)
@@ -55,12 +54,12 @@ class SharedLibrary:
         entries = self._content(section, DYNAMIC)
         return self._names(section, entries["value"][entries["tag"] == NEEDED])
 
-    @cached_property
+    @property
     def defined(self) -> frozenset[str]:
         """Names that other libraries find in it."""
         return self._symbols(False)
 
-    @cached_property
+    @property
     def undefined(self) -> frozenset[str]:
         """Names that it must find elsewhere, and of no particular version as those of the system's libraries are."""
         return self._symbols(True)

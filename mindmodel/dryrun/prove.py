@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Callable, Mapping, Optional, Sequence
+from typing import Callable, Iterator, Mapping, Optional, Sequence
 
 import numpy as np
 
+from mindmodel.data.loader import IGNORED, Batch
 from mindmodel.dryrun.collectives import CollectiveCall
-from mindmodel.dryrun.compile import Compiled, compiled
+from mindmodel.dryrun.compile import compiled
 from mindmodel.dryrun.graph import Graph
 from mindmodel.dryrun.interpret import Interpreter
 from mindmodel.dryrun.jobs import Job
 from mindmodel.errors import LayoutError
-from mindmodel.parallel.mesh import Axes, Mesh, local_slice, mesh_of, stage_of
+from mindmodel.parallel.mesh import Axes, Mesh, Shape, local_slice, mesh_of, stage_of
 from mindmodel.parallel.plan import held_axes
 from mindmodel.parallel.plans.decoder import decoder_plan
 from mindmodel.recipe.schema import Recipe
@@ -32,14 +33,6 @@ MOMENT = "first_moment."
 LR = 1e-3
 
 Arrays = dict[str, np.ndarray]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batches:
-    """Global batches: ids and labels int32 [steps, sequences, S]; some labels are ignored."""
-
-    ids: np.ndarray
-    labels: np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,14 +79,14 @@ class Proof:
         return max(self.loss, self.gradient, self.weight, self.copies) <= TOLERANCE
 
 
-def batches_of(recipe: Recipe, seed: int = 7) -> Batches:
-    """Random tokens for a recipe with its vocabulary's size filled in."""
-    random = np.random.default_rng(seed)
+def batches_of(recipe: Recipe) -> list[Batch]:
+    """A global batch of random tokens for every step; some labels do not count. The vocabulary's size is filled in."""
+    random = np.random.default_rng(7)
     shape = NUM_STEPS, recipe.padded_sequences, recipe.data.seq_len
     ids = random.integers(0, recipe.model.vocab_size, shape, dtype=np.int32)
     labels = random.integers(0, recipe.model.vocab_size, shape, dtype=np.int32)
-    labels[random.random(shape) < 0.1] = -100
-    return Batches(ids=ids, labels=labels)
+    labels[random.random(shape) < 0.1] = IGNORED
+    return [Batch(ids=step, labels=step_labels) for step, step_labels in zip(ids, labels)]
 
 
 def reference(recipe: Recipe) -> Recipe:
@@ -109,20 +102,14 @@ def jobs_of(recipe: Recipe, prefix: str) -> list[Job]:
     return [Job(name=f"{prefix}{rank}", recipe=recipe, rank=rank, level=0) for rank in ranks]
 
 
-def execute(ranks: Sequence[Compiled], batches: Batches) -> Execution:
-    """Three training steps of all ranks of a recipe, rank by rank in order."""
-    graphs, slices = [rank.graph() for rank in ranks], [rank.slices() for rank in ranks]
-    return execute_graphs(graphs, slices, batches)
-
-
-def execute_graphs(
-    graphs: Sequence[Graph], slices: Sequence[Mapping[str, np.ndarray]], batches: Batches
+def execute(
+    graphs: Sequence[Graph], slices: Sequence[Mapping[str, np.ndarray]], batches: Sequence[Batch]
 ) -> Execution:
-    """As execute, from graphs and slices."""
+    """Training steps of all ranks of a recipe, rank by rank in order, from their graphs and slices."""
     interpreter = Interpreter(graphs, slices)
     losses, norms, moments, log = [], [], [], []
-    for step in range(NUM_STEPS):
-        step_losses, step_norms = one_step(interpreter, batches.ids[step], batches.labels[step], LR)
+    for step, batch in enumerate(batches):
+        step_losses, step_norms = one_step(interpreter, batch, LR)
         losses.append(step_losses)
         norms += step_norms
         if step == 0:
@@ -132,16 +119,14 @@ def execute_graphs(
     return Execution(losses=losses, norms=norms, moments=moments, weights=weights, log=log)
 
 
-def one_step(
-    interpreter: Interpreter, ids: np.ndarray, labels: np.ndarray, lr: float
-) -> tuple[list[float], list[list[float]]]:
+def one_step(interpreter: Interpreter, batch: Batch, lr: float) -> tuple[list[float], list[list[float]]]:
     """Execute a training step on a global batch; gives loss and norms, each one for each rank."""
-    inputs: tuple[np.ndarray, ...] = ids, labels
+    inputs: tuple[np.ndarray, ...] = batch.ids, batch.labels
     if len(interpreter.parameters) == 1:
-        inputs = ids, labels, np.asarray(lr)
+        inputs = *inputs, np.asarray(lr)
     else:
         for parameters in interpreter.parameters:
-            parameters["num_labels"][...], parameters["lr"][...] = (labels >= 0).sum(), lr
+            parameters["num_labels"][...], parameters["lr"][...] = (batch.labels >= 0).sum(), lr
     outputs = interpreter.run([inputs] * len(interpreter.parameters))
     return [float(output[0]) for output in outputs], [list(ranks) for ranks in zip(*map(_norms, outputs))]
 
@@ -159,7 +144,7 @@ def moments_of(interpreter: Interpreter) -> list[Arrays]:
     ]
 
 
-def axes_by_name(recipe: Recipe, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Axes]:
+def axes_by_name(recipe: Recipe, shapes: Mapping[str, Shape]) -> dict[str, Axes]:
     """Over which axes each parameter of a recipe is cut, optimizer sharding included."""
     mesh, plan = mesh_of(recipe.parallel), decoder_plan(recipe.model, recipe.parallel)
     sharded = recipe.parallel.shard_optimizer != "none"
@@ -173,31 +158,34 @@ def compare(recipe: Recipe, one: Execution, many: Execution, before: Mapping[str
         recipe: of the layout.
         before: the whole weights at the start.
     """
-    mesh, plan = mesh_of(recipe.parallel), decoder_plan(recipe.model, recipe.parallel)
-    axes = axes_by_name(recipe, {name: array.shape for name, array in before.items()})
-    found: list[tuple[str, float]] = []
+    largest = {name: np.abs(one.moments[0][name]).max() for name in before}
+    moved = {name: np.abs(one.weights[0][name] - start).max() for name, start in before.items()}
+    gradients, copies = _differences(recipe, one.moments[0], many.moments, largest)
+    weights, more_copies = _differences(recipe, one.weights[0], many.weights, moved)
+    found = {f"gradient of {name}": number for name, number in gradients.items()}
+    found.update((f"weight {name}", number) for name, number in weights.items())
     loss, norm = _apart(one.losses, many.losses), _apart(one.norms, many.norms)
-    copies = 0.0
-    worst = {"gradient of": 0.0, "weight": 0.0}
-    for kind, single_rank, ranks in (
-        ("gradient of", one.moments[0], many.moments), ("weight", one.weights[0], many.weights),
-    ):
-        for name, start in before.items():
-            whole, apart = joined(name, start.shape, axes[name], mesh, plan.stage_of(name), ranks)
-            wanted = single_rank[name]
-            scale = np.abs(wanted).max() if kind == "gradient of" else np.abs(wanted - start).max()
-            difference = _finite(float(np.abs(whole - wanted).max() / (scale or 1.0)))
-            copies, worst[kind] = max(copies, apart / (scale or 1.0)), max(worst[kind], difference)
-            found.append((f"{kind} {name}", difference))
-    found += [("loss", loss), ("gradient norm", norm)]
+    found.update({"loss": loss, "gradient norm": norm})
     return Proof(
         recipe=recipe,
         loss=max(loss, norm),
-        gradient=worst["gradient of"],
-        weight=worst["weight"],
-        copies=copies,
-        worst=max(found, key=lambda entry: entry[1]),
+        gradient=max(gradients.values()),
+        weight=max(weights.values()),
+        copies=max(copies, more_copies),
+        worst=max(found.items(), key=lambda entry: entry[1]),
     )
+
+
+def _differences(
+    recipe: Recipe, alone: Arrays, ranks: Sequence[Arrays], scales: Mapping[str, float]
+) -> tuple[dict[str, float], float]:
+    """Of each tensor from that of one device, and the largest between copies; both over the tensor's scale."""
+    found, copies = {}, 0.0
+    for name, whole, apart in joined_parameters(recipe, {name: alone[name].shape for name in scales}, ranks):
+        scale = scales[name] or 1.0
+        found[name] = _finite(float(np.abs(whole - alone[name]).max() / scale))
+        copies = max(copies, apart / scale)
+    return found, copies
 
 
 def _apart(one: Sequence[Sequence[float]], many: Sequence[Sequence[float]]) -> float:
@@ -210,8 +198,22 @@ def _finite(difference: float) -> float:
     return difference if np.isfinite(difference) else np.inf
 
 
+def joined_parameters(
+    recipe: Recipe, shapes: Mapping[str, Shape], ranks: Sequence[Mapping[str, np.ndarray]]
+) -> Iterator[tuple[str, np.ndarray, float]]:
+    """Of each parameter its name, the whole of it, and the largest difference between copies, as `joined` gives them.
+
+    Args:
+        shapes: of the whole parameters, by name.
+        ranks: the slices of each rank, by name.
+    """
+    mesh, plan = mesh_of(recipe.parallel), decoder_plan(recipe.model, recipe.parallel)
+    for name, axes in axes_by_name(recipe, shapes).items():
+        yield name, *joined(name, shapes[name], axes, mesh, plan.stage_of(name), ranks)
+
+
 def joined(
-    name: str, shape: tuple[int, ...], axes: Axes, mesh: Mesh, stage: int, ranks: Sequence[Mapping[str, np.ndarray]]
+    name: str, shape: Shape, axes: Axes, mesh: Mesh, stage: int, ranks: Sequence[Mapping[str, np.ndarray]]
 ) -> tuple[np.ndarray, float]:
     """The whole tensor from the slices of a stage, NaN where none has it; and the largest difference between copies.
 
@@ -250,7 +252,8 @@ def prove(recipe: Recipe, at_once: int = 2, progress: Optional[Callable[[int, st
     """
     jobs = [*jobs_of(reference(recipe), "one-"), *jobs_of(recipe, "rank-")]
     with compiled(jobs, at_once, progress) as results:
-        one, *ranks = (results[job.name] for job in jobs)
-        batches, before = batches_of(recipe), one.slices()
-        weights = {name: array for name, array in before.items() if f"{MOMENT}{name}" in before}
-        return compare(recipe, execute([one], batches), execute(ranks, batches), weights)
+        graphs, slices = zip(*((rank.graph(), rank.slices()) for rank in results.values()))
+    before = {name: array for name, array in slices[0].items() if f"{MOMENT}{name}" in slices[0]}
+    batches = batches_of(recipe)
+    one, many = execute(graphs[:1], slices[:1], batches), execute(graphs[1:], slices[1:], batches)
+    return compare(recipe, one, many, before)

@@ -10,12 +10,11 @@ import hashlib
 import os
 import platform
 import re
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Callable, ContextManager, Optional
+from typing import Optional
 
 from mindmodel.build_cache import BuildError, find_or_make, is_whole, run_tool, write_manifest
-from mindmodel.cann import ACL, STANDIN, is_entered, real_cann, set_env
+from mindmodel.cann import ACL, MINDSPORE, STANDIN, is_entered, real_cann, set_env
 from mindmodel.dryrun.stubs import PLUGIN, libraries_of, source, wanted
 from mindmodel.files import sha256_of, write_folder_safely
 from mindmodel.machine import cache_folder, cpp_compiler, package_folder
@@ -24,8 +23,6 @@ ROOM = "cann"
 HOME = "cann"
 """MindSpore takes what ends in this word, in the path of a function of CANN, to be the toolkit's folder."""
 MACHINES = ("x86_64", "aarch64")
-VERSIONS = ("2.9.0",)
-"""Of MindSpore: those whose plugin is known to run with it."""
 CANN_VERSION = "8.5.0"
 """What it says it is: the first two numbers are among those that MindSpore 2.9.0 accepts."""
 OPERATORS = Path("opp", "built-in", "op_impl", "ai_core", "tbe")
@@ -39,18 +36,15 @@ TEXTS = {
 SOURCES = ("elf.py", "stubs.py", "standin.py")
 
 
-def toolkit(working: Callable[[str], ContextManager] = nullcontext) -> dict[str, str]:
+def toolkit() -> dict[str, str]:
     """Variables for the environment of a process that compiles for Ascend: none where CANN is, else the stand-in's.
-
-    Args:
-        working: entered with a text while the stand-in is built.
 
     Raises:
         BuildError: if CANN is installed and this environment does not know it, or the stand-in cannot be built.
     """
     real = real_cann()
     if real is None:
-        return environment(find_or_build(working))
+        return environment(find_or_build())
     if not is_entered(real):
         raise BuildError(f"{real}: CANN is installed here, but not in this environment. Use source {set_env(real)}")
     return {}
@@ -86,17 +80,14 @@ def find() -> Optional[Path]:
     return None
 
 
-def find_or_build(working: Callable[[str], ContextManager] = nullcontext) -> Path:
+def find_or_build() -> Path:
     """The folder of the stand-in, verified; built in two seconds where the cache has none.
-
-    Args:
-        working: entered with a text while it is built.
 
     Raises:
         BuildError: without MindSpore, for a version or machine it is not made for, or without a compiler.
     """
     mindspore = _mindspore()
-    return find_or_make(ROOM, _key(mindspore), lambda folder: _build(mindspore, folder, working))
+    return find_or_make(ROOM, _key(mindspore), lambda folder: _build(mindspore, folder))
 
 
 def _mindspore() -> Path:
@@ -104,11 +95,11 @@ def _mindspore() -> Path:
     machine, folder = platform.machine(), package_folder("mindspore")
     if machine not in MACHINES:
         raise BuildError(f"the stand-in for CANN is made for {' and '.join(MACHINES)}, not for {machine}.")
-    works = f"Use pip install mindspore=={VERSIONS[-1]}"
+    works = f"Use pip install mindspore=={MINDSPORE}"
     if folder is None:
         raise BuildError(f"MindSpore is not installed. {works}")
     version = _version(folder)
-    if version not in VERSIONS:
+    if version != MINDSPORE:
         raise BuildError(f"{folder}: the stand-in for CANN is not made for MindSpore {version}. {works}")
     missing = sorted(set(PLUGIN) - libraries_of(folder).keys())
     if missing:
@@ -137,10 +128,10 @@ def _compiler() -> str:
     return path
 
 
-def _build(mindspore: Path, folder: Path, working: Callable[[str], ContextManager]) -> None:
+def _build(mindspore: Path, folder: Path) -> None:
     """One library with all functions, under every name that CANN's libraries have, and the files that are read."""
     compiler = _compiler()
-    with working("building the stand-in for CANN, once"), write_folder_safely(folder) as new:
+    with write_folder_safely(folder) as new:
         found = wanted(mindspore)
         code, library = new / "standin.c", new / HOME / ACL.parent / STANDIN
         code.write_text(source(found.functions))

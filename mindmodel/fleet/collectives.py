@@ -11,7 +11,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Iterator
 
-from mindmodel.fleet.rank_sizes import OUTSIDE, Held, RankSizes
+from mindmodel.fleet.rank_sizes import OUTSIDE, TABLE, Held, RankSizes
 from mindmodel.parallel.mesh import names
 from mindmodel.recipe.schema import AXES, Recipe
 
@@ -55,10 +55,10 @@ def collectives_of(recipe: Recipe, rank: int = 0) -> list[CollectiveTotal]:
         recipe: with the vocabulary's size and all degrees filled in.
     Source: graphs of MindSpore 2.9's compiler, executed.
     """
-    sizes = RankSizes(recipe, rank)
+    one = RankSizes(recipe, rank)
     totals: dict[tuple[str, tuple[str, ...], str], list[int]] = defaultdict(lambda: [0, 0])
-    for call in _calls(sizes):
-        axes = tuple(name for name in AXES if name in call.axes and sizes.mesh.degree(name) > 1)
+    for call in _calls(one):
+        axes = tuple(name for name in AXES if name in call.axes and one.mesh.degree(name) > 1)
         if axes and call.count:
             total = totals[call.kind, axes, call.dtype]
             total[0] += call.count
@@ -69,157 +69,152 @@ def collectives_of(recipe: Recipe, rank: int = 0) -> list[CollectiveTotal]:
     ]
 
 
-def _calls(sizes: RankSizes) -> Iterator[_Call]:
-    for call in _of_a_micro_batch(sizes):
-        yield dataclasses.replace(call, count=call.count * sizes.recipe.parallel.micro_batches)
-    for name, held in sizes.held.items():
-        yield from _of_a_parameter(sizes, name, held)
-    yield from _of_a_tied_embedding(sizes)
+def _calls(rank: RankSizes) -> Iterator[_Call]:
+    for call in _of_a_micro_batch(rank):
+        yield dataclasses.replace(call, count=call.count * rank.recipe.parallel.micro_batches)
+    for name, held in rank.held.items():
+        yield from _of_a_parameter(rank, name, held)
+    yield from _of_a_tied_embedding(rank)
     yield _Call("AllReduce", AXES, "float32", 2, 1)  # GlobalTotals: cross entropy, squares of the gradients
 
 
-def _of_a_micro_batch(sizes: RankSizes) -> Iterator[_Call]:
-    if sizes.stage == 0:
-        yield from _embedding(sizes)
-    yield from _layers(sizes)
-    yield from _context(sizes)
-    yield from _copied_heads(sizes)
-    if sizes.is_last:
-        yield from _head_and_loss(sizes)
-    yield from _stage_borders(sizes)
+def _of_a_micro_batch(rank: RankSizes) -> Iterator[_Call]:
+    if rank.stage == 0:
+        yield from _embedding(rank)
+    yield from _layers(rank)
+    yield from _context(rank)
+    yield from _copied_heads(rank)
+    if rank.is_last:
+        yield from _head_and_loss(rank)
+    yield from _stage_borders(rank)
 
 
-def _embedding(sizes: RankSizes) -> Iterator[_Call]:
+def _embedding(rank: RankSizes) -> Iterator[_Call]:
     """EmbeddingOverRanks sums rows over tp; transposed in the backward pass."""
-    dtype, stream = sizes.recipe.train.compute_dtype, sizes.tokens * sizes.recipe.model.hidden_size
-    if sizes.recipe.parallel.sequence_parallel:
-        yield _Call("ReduceScatter", ("tp",), dtype, 1, stream)
-        yield _Call("AllGather", ("tp",), dtype, 1, stream // sizes.mesh.tp)
+    dtype = rank.recipe.train.compute_dtype
+    if rank.recipe.parallel.sequence_parallel:
+        yield _Call("ReduceScatter", ("tp",), dtype, 1, rank.whole_stream)
+        yield _Call("AllGather", ("tp",), dtype, 1, rank.stream)
     else:
-        yield _Call("AllReduce", ("tp",), dtype, 2, stream)
+        yield _Call("AllReduce", ("tp",), dtype, 2, rank.whole_stream)
 
 
-def _layers(sizes: RankSizes) -> Iterator[_Call]:
+def _layers(rank: RankSizes) -> Iterator[_Call]:
     """MatMul of attention.out and mlp.down gives a sum over tp; with sequence parallel what goes into MatMul of qkv and
     gate_up is gathered, and again for the backward pass unless it is kept. Transposed in the backward pass. With a
     layer are computed again its gathers, which nobody keeps then, and all sums but that at its end.
     """
-    dtype, stream = sizes.recipe.train.compute_dtype, sizes.tokens * sizes.recipe.model.hidden_size
-    layers, again = sizes.num_layers, sizes.num_repeated
-    if sizes.recipe.parallel.sequence_parallel:
-        yield _Call("ReduceScatter", ("tp",), dtype, 4 * layers + again, stream)
-        twice = again if sizes.keeps_tokens else layers
-        yield _Call("AllGather", ("tp",), dtype, 4 * layers + 2 * twice, stream // sizes.mesh.tp)
+    dtype, layers, again = rank.recipe.train.compute_dtype, rank.num_layers, rank.num_repeated
+    if rank.recipe.parallel.sequence_parallel:
+        yield _Call("ReduceScatter", ("tp",), dtype, 4 * layers + again, rank.whole_stream)
+        twice = again if rank.keeps_tokens else layers
+        yield _Call("AllGather", ("tp",), dtype, 4 * layers + 2 * twice, rank.stream)
     else:
-        yield _Call("AllReduce", ("tp",), dtype, 4 * layers + again, stream)
+        yield _Call("AllReduce", ("tp",), dtype, 4 * layers + again, rank.whole_stream)
 
 
-def _context(sizes: RankSizes) -> Iterator[_Call]:
+def _context(rank: RankSizes) -> Iterator[_Call]:
     """FlashAttentionScore needs keys and values of all of cp; transposed backwards. Recomputed with a layer."""
-    dtype, keys = sizes.recipe.train.compute_dtype, sizes.tokens * sizes.kv_width
-    yield _Call("AllGather", ("cp",), dtype, 2 * (sizes.num_layers + sizes.num_repeated), keys)
-    yield _Call("ReduceScatter", ("cp",), dtype, 2 * sizes.num_layers, keys * sizes.mesh.cp)
+    dtype, keys = rank.recipe.train.compute_dtype, rank.tokens * rank.kv_width
+    yield _Call("AllGather", ("cp",), dtype, 2 * (rank.num_layers + rank.num_repeated), keys)
+    yield _Call("ReduceScatter", ("cp",), dtype, 2 * rank.num_layers, keys * rank.mesh.cp)
 
 
-def _copied_heads(sizes: RankSizes) -> Iterator[_Call]:
+def _copied_heads(rank: RankSizes) -> Iterator[_Call]:
     """Ranks with copies of a KV head project parts of its group, which Split needs whole; transposed backwards, which
     sums the copies' gradients. Recomputed with a layer.
     """
-    if sizes.kv_copies == 1:
+    if rank.kv_copies == 1:
         return
-    dtype, rows = sizes.recipe.train.compute_dtype, sizes.tokens * sizes.qkv_width
-    yield _Call("AllGather", ("tp",), dtype, sizes.num_layers + sizes.num_repeated, rows)
-    yield _Call("ReduceScatter", ("tp",), dtype, sizes.num_layers, rows * sizes.kv_copies)
+    dtype, rows = rank.recipe.train.compute_dtype, rank.tokens * rank.qkv_width
+    yield _Call("AllGather", ("tp",), dtype, rank.num_layers + rank.num_repeated, rows)
+    yield _Call("ReduceScatter", ("tp",), dtype, rank.num_layers, rows * rank.kv_copies)
 
 
-def _head_and_loss(sizes: RankSizes) -> Iterator[_Call]:
+def _head_and_loss(rank: RankSizes) -> Iterator[_Call]:
     """LogitsInSlices: tokens gathered as those of other columns; for each slice the largest, the sum of
     exponentials and the label's logit; two gradients. SumExt of the loss, and of the z-loss, over all tokens:
     transposed where micro-batches add up. A later stage is fed its labels as they are cut by sequence, and the loss
     wants them whole.
     """
-    recipe, tokens = sizes.recipe, sizes.tokens
-    if recipe.parallel.sequence_parallel:
-        stream = tokens * recipe.model.hidden_size
-        times = 1 if sizes.keeps_tokens else 2
-        yield _Call("AllGather", ("tp",), recipe.train.compute_dtype, times, stream // sizes.mesh.tp)
-        yield _Call("ReduceScatter", ("tp",), recipe.train.compute_dtype, 1, stream)
-    yield _Call("AllReduce", ("tp",), "float32", 3 * sizes.loss_slices, tokens // sizes.loss_slices)
+    train, tokens = rank.recipe.train, rank.tokens
+    if rank.recipe.parallel.sequence_parallel:
+        yield _Call("AllGather", ("tp",), train.compute_dtype, 1 if rank.keeps_tokens else 2, rank.stream)
+        yield _Call("ReduceScatter", ("tp",), train.compute_dtype, 1, rank.whole_stream)
+    yield _Call("AllReduce", ("tp",), "float32", 3 * rank.loss_slices, tokens // rank.loss_slices)
     yield _Call("AllReduce", ("tp",), "float32", 2, tokens)
-    sums = 2 if recipe.train.z_loss else 1
-    yield _Call("AllReduce", DATA, "float32", 2 * sums if sizes.accumulates else sums, 1)
-    if sizes.mesh.pp > 1:
+    sums = 2 if train.z_loss else 1
+    yield _Call("AllReduce", DATA, "float32", 2 * sums if rank.accumulates else sums, 1)
+    if rank.mesh.pp > 1:
         yield _Call("AllGather", DATA, "int32", 1, tokens)
 
 
-def _stage_borders(sizes: RankSizes) -> Iterator[_Call]:
+def _stage_borders(rank: RankSizes) -> Iterator[_Call]:
     """The residual stream between chunks of layers, and its gradient back."""
-    pp, chunks = sizes.mesh.pp, sizes.recipe.parallel.interleave
-    parts = [chunk * pp + sizes.stage for chunk in range(chunks)]
+    pp, chunks = rank.mesh.pp, rank.recipe.parallel.interleave
+    parts = [chunk * pp + rank.stage for chunk in range(chunks)]
     after = sum(part < pp * chunks - 1 for part in parts)
     before = sum(part > 0 for part in parts)
-    stream = sizes.stream_tokens * sizes.recipe.model.hidden_size
     for kind in ("Send", "Receive"):
-        yield _Call(kind, ("pp",), sizes.recipe.train.compute_dtype, after + before, stream)
+        yield _Call(kind, ("pp",), rank.recipe.train.compute_dtype, after + before, rank.stream)
 
 
-def _of_a_parameter(sizes: RankSizes, name: str, held: Held) -> Iterator[_Call]:
+def _of_a_parameter(rank: RankSizes, name: str, held: Held) -> Iterator[_Call]:
     """Gradients are summed over the ranks that hold copies: whole, or where the optimizer is sharded each rank its
     slice, in float32 unless the collectives are our own. Weights are then gathered, after their Cast where that is the
     first operator on them.
     """
-    level, dtype = sizes.recipe.parallel.shard_optimizer, sizes.recipe.train.compute_dtype
+    level, dtype = rank.recipe.parallel.shard_optimizer, rank.recipe.train.compute_dtype
     path = name if name in OUTSIDE else f"layers.0.{name}"
-    cut_over = {axis for dim in sizes.plan.axes_of(path) for axis in names(dim)}
+    cut_over = {axis for dim in rank.plan.axes_of(path) for axis in names(dim)}
     axes = tuple(axis for axis in ("dp", "cp", "tp") if axis not in cut_over)
     whole, own = held.whole // held.count, held.own // held.count
-    is_table = name == "embedding.weight"
+    is_table = name == TABLE
     if level == "none":
-        is_copy = is_table and sizes.has_copy  # its gradient goes to the first stage
+        is_copy = is_table and rank.has_copy  # its gradient goes to the first stage
         yield _Call("AllReduce", axes, "float32", 0 if is_copy else held.count, whole)
         return
-    gathered = "float32" if is_table and not sizes.has_own_embedding else dtype
-    summed = dtype if _is_summed_in_compute(sizes, name) else "float32"
-    yield _Call("ReduceScatter", axes, summed, _scatters(sizes, name) * held.count, whole)
-    yield _Call("AllGather", axes, gathered, _gathers(sizes, name, held), own)
+    gathered = "float32" if is_table and not rank.has_own_embedding else dtype
+    summed = dtype if _is_summed_in_compute(rank, name) else "float32"
+    yield _Call("ReduceScatter", axes, summed, _num_scatters(rank, name) * held.count, whole)
+    yield _Call("AllGather", axes, gathered, _num_gathers(rank, name, held), own)
 
 
-def _is_summed_in_compute(sizes: RankSizes, name: str) -> bool:
+def _is_summed_in_compute(rank: RankSizes, name: str) -> bool:
     """Whether WeightOverDp holds it: all but norms."""
-    return sizes.sums_in_compute and "norm" not in name
+    return rank.sums_in_compute and "norm" not in name
 
 
-def _scatters(sizes: RankSizes, name: str) -> int:
+def _num_scatters(rank: RankSizes, name: str) -> int:
     """Of a gradient in a step. Those of a tied embedding and of its head are apart where each sums its own."""
-    level, twice = sizes.recipe.parallel.shard_optimizer, name == "embedding.weight" and _uses_table_twice(sizes)
-    micro_batches = 1 if level == "states" else sizes.recipe.parallel.micro_batches
-    return 2 * micro_batches if twice else micro_batches
+    times = rank.recipe.parallel.micro_batches if rank.slices_accumulators else 1
+    return 2 * times if name == TABLE and _uses_table_twice(rank) else times
 
 
-def _gathers(sizes: RankSizes, name: str, held: Held) -> int:
+def _num_gathers(rank: RankSizes, name: str, held: Held) -> int:
     """Of the weights of a name in a step: once, and where they are sharded too in each forward and backward pass.
 
     LogitsInSlices keeps the head's weight from one to the other, and the table's gradient does not need the table.
     WeightOverDp gathers again what is computed again.
     """
-    parallel = sizes.recipe.parallel
+    parallel = rank.recipe.parallel
     if parallel.shard_optimizer == "parameters":
-        return parallel.micro_batches * held.count * (1 if name in ("embedding.weight", "head.weight") else 2)
-    again = sizes.num_repeated if _is_summed_in_compute(sizes, name) and name not in OUTSIDE else 0
+        return parallel.micro_batches * held.count * (1 if name in (TABLE, "head.weight") else 2)
+    again = rank.num_repeated if _is_summed_in_compute(rank, name) and name not in OUTSIDE else 0
     return held.count + again
 
 
-def _uses_table_twice(sizes: RankSizes) -> bool:
+def _uses_table_twice(rank: RankSizes) -> bool:
     """Whether a tied embedding's two gradients, of its rows and of the head, are summed over ranks one by one."""
-    parallel = sizes.recipe.parallel
-    if not sizes.recipe.model.tied_embeddings or sizes.mesh.pp > 1:
+    parallel = rank.recipe.parallel
+    if not rank.recipe.model.tied_embeddings or rank.mesh.pp > 1:
         return False
-    return sizes.sums_in_compute or parallel.shard_optimizer == "gradients" and sizes.accumulates
+    return rank.sums_in_compute or parallel.shard_optimizer == "gradients" and rank.accumulates
 
 
-def _of_a_tied_embedding(sizes: RankSizes) -> Iterator[_Call]:
+def _of_a_tied_embedding(rank: RankSizes) -> Iterator[_Call]:
     """Sent from the first stage to the last once a step, and its gradient back."""
-    if sizes.recipe.model.tied_embeddings and sizes.mesh.pp > 1 and (sizes.stage == 0 or sizes.is_last):
-        slice_size = sizes.held["embedding.weight"].own
+    if rank.recipe.model.tied_embeddings and rank.mesh.pp > 1 and (rank.stage == 0 or rank.is_last):
+        slice_size = rank.held[TABLE].own
         for kind in ("Send", "Receive"):
             yield _Call(kind, ("pp",), "float32", 1, slice_size)

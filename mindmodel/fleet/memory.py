@@ -10,18 +10,14 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from mindmodel.fleet.rank_sizes import OUTSIDE, Held, RankSizes
+from mindmodel.fleet.rank_sizes import OUTSIDE, TABLE, Held, RankSizes
 from mindmodel.recipe.schema import Recipe
-
-KINDS = ("weights", "optimizer", "gradients", "activations", "logits", "other")
 
 MASK_BYTES = 2048 * 2048
 """The compressed causal mask of flash attention, uint8."""
 
 PRODUCTS = ("attention.qkv.weight", "attention.out.weight", "mlp.gate_up.weight", "mlp.down.weight")
 """A layer's matrix products."""
-
-TABLE = "embedding.weight"
 
 STATISTICS_BYTES = 2 * 8 * 4
 """Per token and head: flash attention's largest and sum, float32, each in eight copies."""
@@ -50,26 +46,24 @@ class MemoryEstimate:
     @property
     def by_kind(self) -> dict[str, int]:
         """Bytes of every kind."""
-        return {kind: getattr(self, kind) for kind in KINDS}
+        return dict(vars(self))
 
     @property
     def total(self) -> int:
         """Of all kinds."""
-        return sum(self.by_kind.values())
+        return sum(vars(self).values())
+
+
+KINDS = tuple(field.name for field in dataclasses.fields(MemoryEstimate))
 
 
 def _state(rank: RankSizes) -> MemoryEstimate:
     """What is there through the whole step: parameters, moments, accumulators."""
     own = rank.num_own
-    summed = own if _slices_accumulators(rank) else sum(held.whole for held in rank.held.values())
+    summed = own if rank.slices_accumulators else sum(held.whole for held in rank.held.values())
     return MemoryEstimate(
         weights=4 * own, optimizer=8 * own, gradients=4 * summed if rank.accumulates else 0, other=_constants(rank)
     )
-
-
-def _slices_accumulators(rank: RankSizes) -> bool:
-    """Whether gradients are scattered after each micro-batch."""
-    return rank.recipe.parallel.shard_optimizer in ("gradients", "parameters")
 
 
 def _constants(rank: RankSizes) -> int:
@@ -79,7 +73,7 @@ def _constants(rank: RankSizes) -> int:
     stages before the last masks too, and tables for queries and for keys.
     """
     recipe = rank.recipe
-    table = rank.value_bytes * recipe.data.seq_len // rank.mesh.cp * (recipe.model.head_size or 0)
+    table = rank.value_bytes * recipe.data.seq_len // rank.mesh.cp * rank.head_size
     ids = 2 * 4 * recipe.padded_sequences * recipe.data.seq_len
     if not rank.accumulates or rank.is_alone:
         return MASK_BYTES + 2 * table + ids
@@ -89,21 +83,13 @@ def _constants(rank: RankSizes) -> int:
         masks, tables = passes, layers + again + passes
     else:
         masks, tables = layers + again, 2 * (layers + again)
-    zeros = 4 * rank.held[TABLE].own if rank.has_copy and _gathers(rank) else 0
+    zeros = 4 * rank.held[TABLE].own if rank.has_copy and rank.gathers_weights else 0
     return masks * MASK_BYTES + tables * table + ids + zeros
-
-
-def _gathers(rank: RankSizes) -> bool:
-    return rank.recipe.parallel.shard_optimizer != "none" and rank.mesh.dp * rank.mesh.cp > 1
-
-
-def _head_name(rank: RankSizes) -> str:
-    return TABLE if rank.recipe.model.tied_embeddings else "head.weight"
 
 
 def _layer_weights(rank: RankSizes) -> int:
     """Bytes of all layers' weights as matrix products take them: whole over dp, in the compute dtype."""
-    if not _gathers(rank) and rank.value_bytes == 4:
+    if not rank.gathers_weights and rank.value_bytes == 4:
         return 0
     return rank.value_bytes * sum(rank.held[name].whole for name in PRODUCTS)
 
@@ -115,32 +101,30 @@ def _copies(rank: RankSizes) -> int:
     for the backward pass are casts and our own gathers in layers that are recomputed, and all of a layer where weights
     are sharded too.
     """
-    level, head, table = rank.recipe.parallel.shard_optimizer, rank.held.get(_head_name(rank)), rank.held.get(TABLE)
+    level, head, table = rank.recipe.parallel.shard_optimizer, rank.held.get(rank.head_name), rank.held.get(TABLE)
     layers = _layer_weights(rank)
     kept = rank.value_bytes * head.whole if rank.is_last and head and layers else 0
     if level == "parameters":
         return kept
-    if not _gathers(rank) or rank.sums_in_compute:
+    if not rank.gathers_weights or rank.sums_in_compute:
         layers = layers * (rank.num_layers - rank.num_repeated) // rank.num_layers
-    kept += layers if _gathers(rank) else int(layers * rank.in_flight)
-    if table and rank.accumulates and (_gathers(rank) or rank.has_copy):
+    kept += layers if rank.gathers_weights else int(layers * rank.in_flight)
+    if table and rank.accumulates and (rank.gathers_weights or rank.has_copy):
         kept += (rank.value_bytes if rank.has_own_embedding else 4) * table.whole
     return kept
 
 
 def _attention_values(rank: RankSizes) -> int:
     """Numbers that a layer's attention keeps: turned queries and keys, values, result; with cp all keys and values."""
-    model, cp = rank.recipe.model, rank.mesh.cp
-    queries, keys = rank.width(model.num_heads) * (model.head_size or 0), rank.kv_width
-    values = 2 * queries + 2 * keys * cp
-    return rank.tokens * (values + (queries + keys if model.qk_norm else 0))
+    values = 2 * rank.q_width + 2 * rank.kv_width * rank.mesh.cp
+    return rank.tokens * (values + (rank.q_width + rank.kv_width if rank.recipe.model.qk_norm else 0))
 
 
 def _kept_of_layer(rank: RankSizes, recomputed: bool) -> int:
     """Bytes that a layer keeps of one micro-batch."""
     recompute = rank.recipe.parallel.recompute if recomputed else "none"
     if recompute == "full":
-        return rank.value_bytes * rank.stream_tokens * rank.recipe.model.hidden_size
+        return rank.value_bytes * rank.stream
     return _in_backward(rank, recompute)
 
 
@@ -172,7 +156,7 @@ def _at_loss(rank: RankSizes, state: MemoryEstimate) -> MemoryEstimate:
 
     The last stage has the residuals of the final norm too, and what it gave, as the head's product takes it.
     """
-    final = rank.recipe.model.hidden_size * (rank.stream_tokens + rank.tokens) if rank.is_last else 0
+    final = rank.stream + rank.whole_stream if rank.is_last else 0
     return dataclasses.replace(
         state,
         weights=state.weights + _copies(rank),
@@ -197,7 +181,7 @@ def _logit_bytes(rank: RankSizes) -> float:
 def _summed(rank: RankSizes, held: Held) -> int:
     """Bytes of a layer's gradient as it is summed over ranks: what goes in, and what comes out."""
     value_bytes = rank.value_bytes if rank.sums_in_compute else 4
-    return value_bytes * (held.whole + (held.own if rank.mesh.dp * rank.mesh.cp > 1 else 0)) // held.count
+    return value_bytes * (held.whole + (held.own if rank.num_data_ranks > 1 else 0)) // held.count
 
 
 def _added(rank: RankSizes, held: Held) -> int:
@@ -205,7 +189,7 @@ def _added(rank: RankSizes, held: Held) -> int:
     sum it before.
     """
     computed = rank.value_bytes * held.whole // held.count
-    if rank.accumulates and not _slices_accumulators(rank):
+    if rank.accumulates and not rank.slices_accumulators:
         return computed
     return _summed(rank, held) if rank.sums_in_compute else max(_cast(rank, held), _summed(rank, held))
 
@@ -220,12 +204,12 @@ def _at_head_backward(rank: RankSizes, state: MemoryEstimate) -> MemoryEstimate:
     """The gradient of the output layer's weight beside that of the logits. With micro-batches that of the tokens has
     been computed and, where they were gathered, scattered.
     """
-    before, head = _at_loss(rank, state), rank.held.get(_head_name(rank))
+    before, head = _at_loss(rank, state), rank.held.get(rank.head_name)
     if not rank.is_last or head is None:
         return before
     logits = rank.value_bytes * rank.tokens * rank.vocabulary
-    is_scattered = rank.recipe.parallel.sequence_parallel and rank.accumulates and not _slices_accumulators(rank)
-    values = (rank.tokens + rank.stream_tokens) * rank.recipe.model.hidden_size if is_scattered else 0
+    is_scattered = rank.recipe.parallel.sequence_parallel and rank.accumulates and not rank.slices_accumulators
+    values = rank.whole_stream + rank.stream if is_scattered else 0
     return _with(dataclasses.replace(before, logits=logits), rank, values, _added(rank, head))
 
 
@@ -244,18 +228,17 @@ def _in_last_layer(rank: RankSizes, state: MemoryEstimate) -> MemoryEstimate:
     before, kept = _at_loss(rank, state), int(rank.in_flight * _kept_of_layers(rank))
     if _recompute_of_last_layer(rank) == "full":
         kept += _in_backward(rank, "full") - _kept_of_layer(rank, True)
-    stream = rank.stream_tokens * rank.recipe.model.hidden_size
-    kept += rank.value_bytes * stream * (1 if rank.is_last else 3)
-    copies = _copies(rank) + (_layer_weights(rank) // rank.num_layers if _again(rank) else 0)
+    kept += rank.value_bytes * rank.stream * (1 if rank.is_last else 3)
+    copies = _copies(rank) + (_layer_weights(rank) // rank.num_layers if _copies_again(rank) else 0)
     if not rank.accumulates:
-        head, down = rank.held[_head_name(rank)], rank.held["mlp.down.weight"]
+        head, down = rank.held[rank.head_name], rank.held["mlp.down.weight"]
         copies -= rank.value_bytes * (head.whole + down.whole // rank.num_layers)
     return dataclasses.replace(before, weights=state.weights + max(copies, 0), activations=kept, logits=0)
 
 
-def _again(rank: RankSizes) -> bool:
+def _copies_again(rank: RankSizes) -> bool:
     """Whether copies of the last layer's weights are made again for its backward pass, all at a time."""
-    return _recompute_of_last_layer(rank) == "full" and (not _gathers(rank) or rank.sums_in_compute)
+    return _recompute_of_last_layer(rank) == "full" and (not rank.gathers_weights or rank.sums_in_compute)
 
 
 def _at_last_swiglu(rank: RankSizes, state: MemoryEstimate) -> MemoryEstimate:
@@ -266,14 +249,13 @@ def _at_last_swiglu(rank: RankSizes, state: MemoryEstimate) -> MemoryEstimate:
     more = (3 if recompute == "selective" else 2) * _ffn(rank)
     if not rank.accumulates:
         products = ["mlp.down.weight"] if recompute != "full" else []
-        gradients = sum(_summed(rank, rank.held[name]) for name in [_head_name(rank), *products])
+        gradients = sum(_summed(rank, rank.held[name]) for name in [rank.head_name, *products])
         return _with(before, rank, more, gradients)
     if recompute == "full" and not rank.is_last:
-        values = _ffn(rank) + rank.tokens * rank.recipe.model.hidden_size
-        return _with(before, rank, values, _added(rank, rank.held["mlp.down.weight"]))
+        return _with(before, rank, _ffn(rank) + rank.whole_stream, _added(rank, rank.held["mlp.down.weight"]))
     if recompute != "none":
-        more += rank.tokens * rank.recipe.model.hidden_size  # the layer's gradient, as its last product takes it
-    summed = _summed(rank, rank.held["mlp.down.weight"]) if _slices_accumulators(rank) else 0
+        more += rank.whole_stream  # the layer's gradient, as its last product takes it
+    summed = _summed(rank, rank.held["mlp.down.weight"]) if rank.slices_accumulators else 0
     return _with(before, rank, more, summed)
 
 
@@ -286,17 +268,16 @@ def _at_last_gate_up(rank: RankSizes, state: MemoryEstimate) -> MemoryEstimate:
     recomputed.
     """
     before, recompute = _in_last_layer(rank, state), _recompute_of_last_layer(rank)
-    hidden = rank.recipe.model.hidden_size
     gone = 0 if recompute == "selective" else _ffn(rank)
     if rank.accumulates:
-        is_gathered = rank.recipe.parallel.sequence_parallel and not _slices_accumulators(rank)
+        is_gathered = rank.recipe.parallel.sequence_parallel and not rank.slices_accumulators
         arrays = 0 if not is_gathered else 1 if _input_tokens(rank, recompute) == rank.tokens else 2
-        gathered = arrays * rank.tokens * hidden
-        return _with(before, rank, gathered - gone, _added(rank, rank.held["mlp.gate_up.weight"]))
-    head, tokens = rank.held[_head_name(rank)], rank.tokens - _input_tokens(rank, recompute)
+        return _with(before, rank, arrays * rank.whole_stream - gone, _added(rank, rank.held["mlp.gate_up.weight"]))
+    head = rank.held[rank.head_name]
+    values = rank.whole_stream - _input_tokens(rank, recompute) * rank.recipe.model.hidden_size
     waits = recompute == "full" and not rank.sums_in_compute and rank.mesh.tp > 1
     gradients = _waiting(rank) or (_summed(rank, head) if waits else 4 * head.own)
-    summed = _with(before, rank, tokens * hidden - gone, gradients + _feed_forward_gradients(rank))
+    summed = _with(before, rank, values - gone, gradients + _feed_forward_gradients(rank))
     return _cast_or_summed(rank, summed)
 
 
@@ -330,8 +311,7 @@ def _cast_or_summed(rank: RankSizes, summed: MemoryEstimate) -> MemoryEstimate:
     gate_up = rank.held["mlp.gate_up.weight"]
     if rank.sums_in_compute:
         return summed
-    values = -rank.tokens * rank.recipe.model.hidden_size
-    cast = _with(summed, rank, values, _cast(rank, gate_up) - _summed(rank, gate_up))
+    cast = _with(summed, rank, -rank.whole_stream, _cast(rank, gate_up) - _summed(rank, gate_up))
     return max(summed, cast, key=lambda estimate: estimate.total)
 
 
@@ -343,8 +323,8 @@ def _at_first_layer(rank: RankSizes, state: MemoryEstimate) -> MemoryEstimate:
         return state
     layers = [held for name, held in rank.held.items() if name not in OUTSIDE]
     done = rank.num_own - rank.held[TABLE].own - sum(held.own // held.count for held in layers)
-    down, hidden = rank.value_bytes * rank.held["mlp.down.weight"].whole, rank.recipe.model.hidden_size
-    gathered = rank.tokens * hidden + ((rank.tokens - rank.stream_tokens) * hidden if rank.num_repeated else 0)
+    down = rank.value_bytes * rank.held["mlp.down.weight"].whole
+    gathered = rank.whole_stream + (rank.whole_stream - rank.stream if rank.num_repeated else 0)
     summed = dataclasses.replace(
         state,
         weights=state.weights + max(_layer_weights(rank) - down, 0) // rank.num_layers,

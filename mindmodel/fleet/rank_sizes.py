@@ -22,6 +22,7 @@ from mindmodel.recipe.schema import Recipe
 
 OUTSIDE = ("embedding.weight", "norm.weight", "head.weight")
 """Parameters that stand in no layer."""
+TABLE = OUTSIDE[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +114,21 @@ class RankSizes:
         return min(micro_batches * chunks, 2 * after + (chunks - 1) * self.mesh.pp + 1) / chunks
 
     @property
+    def slices_accumulators(self) -> bool:
+        """Whether gradients are scattered after each micro-batch."""
+        return self.recipe.parallel.shard_optimizer in ("gradients", "parameters")
+
+    @property
+    def num_data_ranks(self) -> int:
+        """Ranks that compute with the same slices of weights, each on tokens of its own."""
+        return self.mesh.dp * self.mesh.cp
+
+    @property
+    def gathers_weights(self) -> bool:
+        """Whether ranks keep slices of weights that they compute with whole."""
+        return self.recipe.parallel.shard_optimizer != "none" and self.num_data_ranks > 1
+
+    @property
     def value_bytes(self) -> int:
         """Of one activation."""
         return 2 if self.recipe.train.compute_dtype == "bfloat16" else 4
@@ -127,6 +143,16 @@ class RankSizes:
     def stream_tokens(self) -> int:
         """Of a micro-batch, in norms and residuals."""
         return self.tokens // self.mesh.tp if self.recipe.parallel.sequence_parallel else self.tokens
+
+    @property
+    def stream(self) -> int:
+        """Numbers of the residual stream of a micro-batch, as norms have it."""
+        return self.stream_tokens * self.recipe.model.hidden_size
+
+    @property
+    def whole_stream(self) -> int:
+        """The same gathered over tp."""
+        return self.tokens * self.recipe.model.hidden_size
 
     @property
     def keeps_tokens(self) -> bool:
@@ -158,6 +184,11 @@ class RankSizes:
         return self.recipe.parallel.recompute == "none"
 
     @property
+    def head_name(self) -> str:
+        """Of the output layer's weight."""
+        return TABLE if self.recipe.model.tied_embeddings else "head.weight"
+
+    @property
     def sums_in_compute(self) -> bool:
         """Whether WeightOverDp gathers matrices and scatters their gradients."""
         return sums_in_compute_dtype(self.recipe.parallel)
@@ -168,18 +199,25 @@ class RankSizes:
         return kv_copies(self.recipe.model, self.recipe.parallel)
 
     @property
+    def head_size(self) -> int:
+        """Of attention, also where it follows from other sizes."""
+        return self.recipe.model.head_size or 0
+
+    @property
+    def q_width(self) -> int:
+        """Of the queries of all heads that the rank has."""
+        return self.width(self.recipe.model.num_heads) * self.head_size
+
+    @property
     def kv_width(self) -> int:
         """Of the keys of all heads that the rank has, its copies among them; of the values the same."""
-        model = self.recipe.model
-        assert model.num_kv_heads and model.head_size
-        return self.width(model.num_kv_heads * self.kv_copies) * model.head_size
+        return self.width((self.recipe.model.num_kv_heads or 0) * self.kv_copies) * self.head_size
 
     @property
     def qkv_width(self) -> int:
         """Of queries, keys and values as they are projected, without copies."""
         model = self.recipe.model
-        assert model.num_kv_heads and model.head_size
-        return self.width((model.num_heads + 2 * model.num_kv_heads) * model.head_size)
+        return self.width((model.num_heads + 2 * (model.num_kv_heads or 0)) * self.head_size)
 
     @cached_property
     def held(self) -> Mapping[str, Held]:
@@ -189,7 +227,7 @@ class RankSizes:
         for name, shape in one_layer.items():
             within = name.removeprefix("layers.0.")
             count = self.num_layers if within != name else int(self.plan.stage_of(name) == self.stage)
-            if name == "embedding.weight" and self.has_copy:
+            if name == TABLE and self.has_copy:
                 count = 1
             if count:
                 held[within] = self._held_of(name, shape, count)

@@ -12,14 +12,13 @@ from functools import cached_property
 
 import pytest
 
+from dry_runs import recipe_for
 from mindmodel.dryrun.compile import compiled
 from mindmodel.dryrun.jobs import Job
-from mindmodel.dryrun.prove import MOMENT, batches_of, compare, execute, execute_graphs, jobs_of, reference
+from mindmodel.dryrun.prove import MOMENT, batches_of, compare, execute, jobs_of, reference
 from mindmodel.dryrun.stubs import PLUGIN
 from mindmodel.machine import cpp_compiler
 from mindmodel.parallel.mesh import mesh_of
-from mindmodel.recipe.load import recipe_from_dict
-from mindmodel.recipe.rules import with_defaults
 from mindmodel.recipe.schema import Recipe
 
 SEQ_LEN, VOCAB_SIZE, SEQUENCES = 16, 64, 8
@@ -32,14 +31,9 @@ def recipe_of(
     """A small recipe; the keywords that are not named here are those of `parallel`."""
     sizes = {"hidden_size": hidden_size, "num_layers": layers, "ffn_size": ffn_size, "vocab_size": VOCAB_SIZE}
     heads = {"num_heads": 8, "num_kv_heads": kv_heads, "head_size": 8}
-    sections = {
-        "name": "layout",
-        "model": {"family": family, "tied_embeddings": tied, **sizes, **heads},
-        "data": {"source": "stdlib", "seq_len": SEQ_LEN, "tokenizer": "tokenizer.json"},
-        "parallel": {"dp": 1, **parallel},
-        "train": {"steps": 3, "tokens_per_step": sequences * SEQ_LEN, "clip_norm": 0.5, **dict(train)},
-    }
-    return with_defaults(recipe_from_dict(sections, "tests"))
+    model = {"family": family, "tied_embeddings": tied, **sizes, **heads}
+    train = {"steps": 3, "clip_norm": 0.5, **dict(train)}
+    return recipe_for(model, seq_len=SEQ_LEN, sequences=sequences, train=train, **{"dp": 1, **parallel})
 
 
 UNCLIPPED = {"clip_norm": 0.0}  # a wrong scale of all gradients stays to be seen
@@ -147,18 +141,18 @@ class Partition:
         """What one device computes; once for all layouts that are compared with it."""
         name = self.one.job.name
         if name not in self._executions:
-            self._executions[name] = execute([self.one], batches_of(self.recipe))
+            self._executions[name] = execute([self.one.graph()], [self.one.slices()], batches_of(self.recipe))
         return self._executions[name]
 
     @cached_property
     def execution(self):
-        return execute_graphs(self.graphs, self.slices, batches_of(self.recipe))
+        return execute(self.graphs, self.slices, batches_of(self.recipe))
 
     def proof(self, graphs=None, slices=None):
         """Of these graphs and slices; as compiled by default."""
         many = self.execution
         if graphs or slices:
-            many = execute_graphs(graphs or self.graphs, slices or self.slices, batches_of(self.recipe))
+            many = execute(graphs or self.graphs, slices or self.slices, batches_of(self.recipe))
         return compare(self.recipe, self.alone, many, self.before)
 
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from dry_runs import recipe_for
 from mindmodel.dryrun.compile import compiled
 from mindmodel.dryrun.jobs import Job
-from mindmodel.dryrun.prove import LR, MOMENT, NUM_STEPS, batches_of, execute
-from mindmodel.recipe.load import recipe_from_dict
-from mindmodel.recipe.rules import with_defaults
+from mindmodel.dryrun.prove import LR, MOMENT, batches_of, execute
 
 RTOL = 1e-5
 SEQ_LEN, VOCAB_SIZE = 12, 67
@@ -24,26 +23,13 @@ FAMILIES = {
 
 
 def recipe_of(family: str):
-    model = {
-        "family": family,
-        "hidden_size": 24,
-        "num_layers": 2,
-        "num_heads": 6,
-        "num_kv_heads": 2,
-        "head_size": 8,
-        "ffn_size": 48,
-        "vocab_size": VOCAB_SIZE,
-        **FAMILIES[family],
-    }
-    sections = {
-        "name": family,
-        "model": model,
-        "data": {"source": "stdlib", "seq_len": SEQ_LEN, "tokenizer": "tokenizer.json"},
-        "parallel": {"dp": 1},
-        "train": {"steps": NUM_STEPS, "tokens_per_step": 2 * SEQ_LEN, "clip_norm": 0.5, "seed": 3},
-        "runtime": {"device": "cpu", "cpu_kernels": "graph"},
-    }
-    return with_defaults(recipe_from_dict(sections, "tests"))  # qwen3 with its QK-norm
+    """Qwen3 with its QK-norm."""
+    sizes = {"hidden_size": 24, "num_layers": 2, "ffn_size": 48, "vocab_size": VOCAB_SIZE}
+    heads = {"num_heads": 6, "num_kv_heads": 2, "head_size": 8}
+    return recipe_for(
+        {"family": family, **sizes, **heads, **FAMILIES[family]}, seq_len=SEQ_LEN, sequences=2,
+        train={"clip_norm": 0.5, "seed": 3}, runtime={"device": "cpu", "cpu_kernels": "graph"}, dp=1,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +40,7 @@ def executions(standin):
         found = {}
         for family, result in results.items():
             batches = batches_of(result.job.recipe)
-            found[family] = batches, execute([result], batches)
+            found[family] = batches, execute([result.graph()], [result.slices()], batches)
         return found
 
 
@@ -69,8 +55,8 @@ def on_cpu(recipe, batches, compiling):
     built = build(recipe)
     initialize(built.decoder, recipe.model, recipe.train.seed)
     losses, norms, moments = [], [], {}
-    for step in range(NUM_STEPS):
-        inputs = Tensor(batches.ids[step]), Tensor(batches.labels[step]), Tensor(LR, ms.float32)
+    for batch in batches:
+        inputs = Tensor(batch.ids), Tensor(batch.labels), Tensor(LR, ms.float32)
         with compiling():
             loss, norm, applied = (output.asnumpy() for output in built.step(*inputs))
         assert applied

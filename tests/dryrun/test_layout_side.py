@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
+from dry_runs import recipe_for
 from graph_edits import is_gradient_sum, nodes_of, without
 from mindmodel.data.loader import Batch
 from mindmodel.debug.traces import layout_side
@@ -18,8 +19,6 @@ from mindmodel.debug.traces.trace import LOGITS, places
 from mindmodel.dryrun.prove import LR, batches_of, reference
 from mindmodel.dryrun.scopes import GRADIENTS, place_of
 from mindmodel.errors import TraceError
-from mindmodel.recipe.load import recipe_from_dict
-from mindmodel.recipe.rules import with_defaults
 
 RTOL = 1e-6  # of the largest entry: what float32 keeps
 IN_ONE_PIECE = ["dp2 tp2", "cp2 tp2 sequence_parallel", "dp4 states", "tp2 recompute selective", "dp2 tp2 recompute",
@@ -28,8 +27,7 @@ IN_PARTS = ["pp2 tied", "dp2 accumulated", "everything"]
 
 
 def inputs_of(partition):
-    batches = batches_of(partition.recipe)
-    return Inputs(batch=Batch(ids=batches.ids[0], labels=batches.labels[0]), lr=LR)
+    return Inputs(batch=batches_of(partition.recipe)[0], lr=LR)
 
 
 def traced(partition, graphs=None, weights=None):
@@ -157,10 +155,7 @@ def test_all_ranks_are_compiled_and_executed(partition, monkeypatch):
 
 def recipe_with(model=(), **parallel):
     sizes = {"hidden_size": 32, "num_layers": 1, "num_heads": 16, "ffn_size": 64, **dict(model)}
-    data = {"source": "stdlib", "seq_len": 16, "tokenizer": "tokenizer.json"}
-    train = {"steps": 1, "tokens_per_step": 512}
-    sections = {"name": "wide", "model": sizes, "data": data, "train": train, "parallel": parallel}
-    return with_defaults(recipe_from_dict(sections, "tests"))
+    return recipe_for(sizes, seq_len=16, sequences=32, **parallel)
 
 
 def test_degrees_are_filled_in():

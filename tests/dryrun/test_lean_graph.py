@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mindmodel.dryrun.compile import compiled
-from mindmodel.dryrun.jobs import Job
-from mindmodel.dryrun.report import report_of
-from mindmodel.recipe.load import recipe_from_dict
-from mindmodel.recipe.rules import with_defaults
+from dry_runs import recipe_for, reports_of
 
 SIZES = {"hidden_size": 512, "num_layers": 2, "num_heads": 8, "ffn_size": 1024, "vocab_size": 8192}
 TOKENS, TP = 1024, 4
@@ -29,28 +25,16 @@ LAYER_KERNELS = {"plain": 30, SUMMED: 42, "tokens kept": 30}
 """In a layer: cast and transposed products of four weights, norms and what is added, rotation, attention, SwiGLU."""
 
 
-def recipe_of(**parallel):
-    sections = {
-        "name": "lean",
-        "model": SIZES,
-        "data": {"source": "stdlib", "seq_len": TOKENS, "tokenizer": "tokenizer.json"},
-        "parallel": {"dp": 2, "tp": TP, "sequence_parallel": True, "shard_optimizer": "states", **parallel},
-        "train": {"steps": 1, "tokens_per_step": 4 * TOKENS, "compute_dtype": "bfloat16"},
-    }
-    sections["train"]["tokens_per_step"] = 2 * TOKENS * sections["parallel"].get("micro_batches", 1)
-    return with_defaults(recipe_from_dict(sections, "tests"))
-
-
 @pytest.fixture(scope="module")
 def reports(standin):
     """What the compiler says of each layout's first rank."""
-    numbered = enumerate(LAYOUTS.items())
-    jobs = {
-        name: Job(name=f"lean-{number}", recipe=recipe_of(**keys), rank=0, level=1)
-        for number, (name, keys) in numbered
+    keys = {"dp": 2, "tp": TP, "sequence_parallel": True, "shard_optimizer": "states"}
+    train = {"compute_dtype": "bfloat16"}
+    recipes = {
+        name: recipe_for(SIZES, seq_len=TOKENS, sequences=2 * more.get("micro_batches", 1), train=train, **keys | more)
+        for name, more in LAYOUTS.items()
     }
-    with compiled(list(jobs.values()), 2) as results:
-        return {name: report_of(results[job.name]) for name, job in jobs.items()}
+    return reports_of({name: (recipe, 0) for name, recipe in recipes.items()})
 
 
 @pytest.fixture(params=LAYOUTS)

@@ -99,10 +99,12 @@ def test_a_slice_of_another_shape_is_refused(partition):
 
 @pytest.mark.parametrize("layout", ["dp2 tp2"])
 def test_batches_are_the_same_every_time_and_some_labels_do_not_count(partition):
-    one, other = batches_of(partition.recipe), batches_of(partition.recipe)
-    np.testing.assert_array_equal(one.ids, other.ids)
-    assert one.labels.shape == one.ids.shape == (NUM_STEPS, 8, 16)
-    assert 0 < (one.labels < 0).mean() < 0.2 and one.ids.max() < 64
+    batches, others = batches_of(partition.recipe), batches_of(partition.recipe)
+    assert len(batches) == NUM_STEPS
+    for batch, other in zip(batches, others):
+        np.testing.assert_array_equal(batch.ids, other.ids)
+        assert batch.labels.shape == batch.ids.shape == (8, 16)
+        assert 0 < (batch.labels < 0).mean() < 0.2 and batch.ids.max() < 64
 
 
 @pytest.mark.parametrize("layout", ["everything"])

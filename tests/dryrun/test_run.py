@@ -7,26 +7,19 @@ import os
 
 import pytest
 
+from dry_runs import recipe_for
 from mindmodel.dryrun import compile as compile_module
 from mindmodel.dryrun.run import chosen_ranks, host_bytes_of, jobs_at_once
 from mindmodel.errors import LayoutError
 from mindmodel.machine import Memory
 from mindmodel.parallel.mesh import Mesh
-from mindmodel.recipe.load import recipe_from_dict
-from mindmodel.recipe.rules import with_defaults
 
 GIB = 1 << 30
 
 
 def recipe_of(num_layers=4, sequences=16, **parallel):
-    sections = {
-        "name": "small",
-        "model": {"hidden_size": 64, "num_layers": num_layers, "num_heads": 8, "ffn_size": 128, "vocab_size": 512},
-        "data": {"source": "stdlib", "seq_len": 32, "tokenizer_vocab_size": 300},
-        "train": {"steps": 3, "tokens_per_step": 32 * sequences},
-        "parallel": parallel,
-    }
-    return with_defaults(recipe_from_dict(sections, "here"))
+    model = {"hidden_size": 64, "num_layers": num_layers, "num_heads": 8, "ffn_size": 128, "vocab_size": 512}
+    return recipe_for(model, seq_len=32, sequences=sequences, **parallel)
 
 
 def test_one_rank_of_the_first_the_middle_and_the_last_stage_is_compiled():

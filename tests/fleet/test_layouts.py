@@ -6,10 +6,10 @@ import dataclasses
 
 import pytest
 
+from dry_runs import recipe_for
 from mindmodel.fleet.layouts import fitting_layouts, highest_estimate
 from mindmodel.fleet.memory import estimate_memory
-from mindmodel.recipe.load import recipe_from_dict
-from mindmodel.recipe.rules import faults_of, with_defaults
+from mindmodel.recipe.rules import faults_of
 
 GIB = 2**30
 
@@ -17,14 +17,9 @@ GIB = 2**30
 @pytest.fixture
 def recipe():
     """7B over 8 devices, 16 sequences a rank in one micro-batch: far too many."""
-    sections = {
-        "name": "wide",
-        "model": {"hidden_size": 4096, "num_layers": 32, "num_heads": 32, "ffn_size": 11008, "vocab_size": 32000},
-        "data": {"source": "stdlib", "seq_len": 4096, "tokenizer": "tokenizer.json"},
-        "parallel": {"dp": 2, "tp": 4, "shard_optimizer": "states"},
-        "train": {"steps": 1, "tokens_per_step": 32 * 4096, "compute_dtype": "bfloat16"},
-    }
-    return with_defaults(recipe_from_dict(sections, "tests"))
+    model = {"hidden_size": 4096, "num_layers": 32, "num_heads": 32, "ffn_size": 11008, "vocab_size": 32000}
+    train = {"compute_dtype": "bfloat16"}
+    return recipe_for(model, seq_len=4096, sequences=32, train=train, dp=2, tp=4, shard_optimizer="states")
 
 
 def test_the_nearest_layouts_fit_and_keep_the_rules(recipe):

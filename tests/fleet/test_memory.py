@@ -6,12 +6,8 @@ import dataclasses
 
 import pytest
 
-from mindmodel.dryrun.compile import compiled
-from mindmodel.dryrun.jobs import Job
-from mindmodel.dryrun.report import report_of
+from dry_runs import recipe_for, reports_of
 from mindmodel.fleet.memory import KINDS, MASK_BYTES, estimate_memory
-from mindmodel.recipe.load import recipe_from_dict
-from mindmodel.recipe.rules import with_defaults
 
 LLAMA_7B = {"hidden_size": 4096, "num_layers": 32, "num_heads": 32, "ffn_size": 11008, "vocab_size": 32000}
 SMALL = {"hidden_size": 640, "num_layers": 3, "num_heads": 8, "num_kv_heads": 4, "ffn_size": 1792, "vocab_size": 6144}
@@ -20,15 +16,8 @@ SMALL = {"hidden_size": 640, "num_layers": 3, "num_heads": 8, "num_kv_heads": 4,
 def recipe_of(model, seq_len=4096, sequences=1, **parallel):
     """A recipe; `sequences` of a rank and micro-batch, the keywords that are not named are those of `parallel`."""
     parallel = {"dp": 1, **parallel}
-    tokens = sequences * seq_len * parallel["dp"] * parallel.get("micro_batches", 1)
-    sections = {
-        "name": "memory",
-        "model": model,
-        "data": {"source": "stdlib", "seq_len": seq_len, "tokenizer": "tokenizer.json"},
-        "parallel": parallel,
-        "train": {"steps": 1, "tokens_per_step": tokens, "compute_dtype": "bfloat16"},
-    }
-    return with_defaults(recipe_from_dict(sections, "tests"))
+    sequences *= parallel["dp"] * parallel.get("micro_batches", 1)
+    return recipe_for(model, seq_len=seq_len, sequences=sequences, train={"compute_dtype": "bfloat16"}, **parallel)
 
 
 def small(seq_len=768, model=(), **keys):
@@ -162,12 +151,7 @@ LAYOUTS = {
 @pytest.fixture(scope="module")
 def reports(standin):
     """What the compiler says of each layout."""
-    jobs = {
-        name: Job(name=f"layout-{number}", recipe=recipe, rank=rank, level=1)
-        for number, (name, (recipe, rank)) in enumerate(LAYOUTS.items())
-    }
-    with compiled(list(jobs.values()), 2) as results:
-        return {name: report_of(results[job.name]) for name, job in jobs.items()}
+    return reports_of(LAYOUTS)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -20,13 +20,12 @@ from mindmodel.debug.traces.trace import LOGITS, Trace, places
 from mindmodel.dryrun.compile import compiled
 from mindmodel.dryrun.graph import Graph, TensorType
 from mindmodel.dryrun.interpret import Interpreter
-from mindmodel.dryrun.prove import Arrays, axes_by_name, jobs_of, joined, moments_of, one_step
+from mindmodel.dryrun.prove import Arrays, axes_by_name, jobs_of, joined, joined_parameters, moments_of, one_step
 from mindmodel.dryrun.rank import FLOATS
 from mindmodel.dryrun.scopes import GRADIENTS, place_of
 from mindmodel.errors import TraceError
 from mindmodel.models.family import parameter_shapes
 from mindmodel.parallel.mesh import Axes, Mesh, Shape, local_slice, mesh_of
-from mindmodel.parallel.plans.decoder import decoder_plan
 from mindmodel.recipe.estimate import known_vocab_size, parameters
 from mindmodel.recipe.rules import resolve_degrees
 from mindmodel.recipe.schema import AXES, Recipe
@@ -107,7 +106,7 @@ def trace_graphs(
     found = [_activations(recipe, graph) for graph in graphs]
     keep = [{value.key for value in values.values()} for values in found]
     interpreter = Interpreter(graphs, _cut(recipe, slices, weights or {}), keep=keep)
-    losses, norms = one_step(interpreter, whole.ids, whole.labels, inputs.lr)
+    losses, norms = one_step(interpreter, whole, inputs.lr)
     gradients = [_gradients(recipe, *rank) for rank in zip(moments_of(interpreter), norms[0])]
     return Trace(
         source=f"{len(graphs)} ranks executed in NumPy",
@@ -160,13 +159,8 @@ def _gradients(recipe: Recipe, moments: Arrays, norm: float) -> Arrays:
 
 def _whole(recipe: Recipe, ranks: Sequence[Mapping[str, np.ndarray]]) -> Arrays:
     """Every parameter put together from the slices of all ranks, float32."""
-    shapes = parameter_shapes(recipe.model)
-    mesh, axes = mesh_of(recipe.parallel), axes_by_name(recipe, shapes)
-    plan = decoder_plan(recipe.model, recipe.parallel)
-    return {
-        name: joined(name, shape, axes[name], mesh, plan.stage_of(name), ranks)[0].astype(np.float32)
-        for name, shape in shapes.items()
-    }
+    joined_ones = joined_parameters(recipe, parameter_shapes(recipe.model), ranks)
+    return {name: whole.astype(np.float32) for name, whole, _ in joined_ones}
 
 
 @dataclass(frozen=True, kw_only=True)
