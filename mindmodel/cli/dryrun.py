@@ -169,8 +169,9 @@ def _collective_lines(report: RankReport, devices_per_node: int) -> Iterator[str
     links, network = report.wire_bytes(devices_per_node)
     sent = f"{_gib(links)} GiB over the node's links, {_gib(network)} GiB over the network"
     yield f"rank {report.rank}: sends {sent} in a step"
-    for (kind, axes, dtype), (count, num_bytes) in report.by_axes().items():
-        yield f"  {kind:<14}{'*'.join(axes):<12}{count:>6} x {_gib(num_bytes / count):>7} GiB  {dtype}"
+    for total in report.by_axes():
+        each = f"{total.count:>6} x {_gib(total.bytes / total.count):>7} GiB"
+        yield f"  {total.kind:<14}{'*'.join(total.axes):<12}{each}  {total.dtype}"
 
 
 def _kernel_lines(report: RankReport) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from mindmodel.dryrun.jobs import LOG_NAME
 from mindmodel.dryrun.live import Live, live_of
 from mindmodel.dryrun.memory_trace import COARSER, NO_KERNEL, read_rows, read_trace
 from mindmodel.dryrun.scopes import operator_of
+from mindmodel.fleet.collectives import CollectiveTotal, added_up
 from mindmodel.fleet.memory import KINDS
 from mindmodel.fleet.rank_sizes import RankSizes
 from mindmodel.parallel.mesh import Mesh, mesh_of, stage_of
@@ -25,22 +27,13 @@ LAYER = "/layers-CellList/"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Collective:
-    """Collectives of a kind over the same ranks in one step of a rank.
+class Collective(CollectiveTotal):
+    """Collectives alike over the same ranks; bytes are of whole tensors: what is summed, gathered, scattered or sent.
 
     Attributes:
-        kind: AllReduce, AllGather, ReduceScatter, AllToAll, Send or Receive.
-        axes: of the mesh in which the ranks differ.
-        bytes: of all whole tensors: what is summed, what is gathered, what is scattered, what is sent.
-        dtype: on the wire.
         ranks: of the group, in its order; of Send and Receive this rank and the other.
     """
 
-    kind: str
-    axes: tuple[str, ...]
-    count: int
-    bytes: int
-    dtype: str
     ranks: tuple[int, ...]
 
     def sent_bytes(self) -> float:
@@ -104,20 +97,16 @@ class RankReport:
             "peak_bytes": self.peak_bytes,
             "by_kind": self.by_kind,
             "host_bytes": self.host_bytes,
-            "collectives": [
-                {"kind": kind, "axes": list(axes), "count": count, "bytes": num_bytes, "dtype": dtype}
-                for (kind, axes, dtype), (count, num_bytes) in self.by_axes().items()
-            ],
+            "collectives": [dataclasses.asdict(total) for total in self.by_axes()],
             "kernels": dict(self.kernels),
         }
 
-    def by_axes(self) -> dict[tuple[str, tuple[str, ...], str], tuple[int, int]]:
-        """Count and bytes of collectives by kind, axes and dtype, whichever the other ranks are."""
-        found: dict[tuple[str, tuple[str, ...], str], tuple[int, int]] = {}
-        for c in self.collectives:
-            count, num_bytes = found.get((c.kind, c.axes, c.dtype), (0, 0))
-            found[c.kind, c.axes, c.dtype] = count + c.count, num_bytes + c.bytes
-        return found
+    def by_axes(self) -> list[CollectiveTotal]:
+        """Collectives of the same axes as one, whichever the other ranks are."""
+        return added_up(
+            CollectiveTotal(kind=c.kind, axes=c.axes, count=c.count, bytes=c.bytes, dtype=c.dtype)
+            for c in self.collectives
+        )
 
 
 def ring_bytes(kind: str, num_bytes: float, num_ranks: int) -> float:
@@ -151,20 +140,15 @@ def report_of(compiled: Compiled) -> RankReport:
 
 def read_collectives(path: Path, rank: int, mesh: Mesh) -> tuple[Collective, ...]:
     """Collectives of a step, those alike in one entry, largest first; a step without any has no table."""
-    counts: Counter[tuple] = Counter()
-    sizes: Counter[tuple] = Counter()
+    found = []
     for row in read_rows(path) if path.is_file() else ():
         kind = row["primitive"]
         other = {"Send": row["dest_rank"], "Receive": row["src_rank"]}.get(kind)
         ranks = tuple(map(int, row["comm_rank"].split())) if other is None else (rank, int(other))
-        key = kind, mesh.axes_of(ranks), row["output_type"].lower(), ranks
-        counts[key] += 1
-        sizes[key] += max(int(row["input_size"]), int(row["output_size"]))
-    return tuple(
-        Collective(kind=kind, axes=axes, dtype=dtype, ranks=ranks, count=counts[key], bytes=num_bytes)
-        for key, num_bytes in sizes.most_common()
-        for kind, axes, dtype, ranks in [key]
-    )
+        num_bytes, dtype = max(int(row["input_size"]), int(row["output_size"])), row["output_type"].lower()
+        axes = mesh.axes_of(ranks)
+        found.append(Collective(kind=kind, axes=axes, count=1, bytes=num_bytes, dtype=dtype, ranks=ranks))
+    return tuple(sorted(added_up(found), key=lambda one: -one.bytes))
 
 
 def read_kernels(path: Path) -> tuple[dict[str, int], int]:

@@ -7,9 +7,8 @@ AllGather ReduceScatter, of ReduceScatter AllGather, of AllReduce AllReduce, of 
 from __future__ import annotations
 
 import dataclasses
-from collections import defaultdict
 from dataclasses import dataclass
-from typing import Iterator
+from typing import Iterable, Iterator, TypeVar
 
 from mindmodel.fleet.rank_sizes import OUTSIDE, TABLE, Held, RankSizes
 from mindmodel.parallel.mesh import names
@@ -22,10 +21,13 @@ DATA = ("dp", "cp")
 
 @dataclass(frozen=True, kw_only=True)
 class CollectiveTotal:
-    """Collectives of one kind over the same axes in the same dtype, in one rank and step.
+    """Collectives alike in one step of a rank.
 
     Attributes:
-        bytes: of the tensors that the rank gives; of Receive, those that it gets.
+        kind: AllReduce, AllGather, ReduceScatter, AllToAll, Send or Receive.
+        axes: of the mesh in which the ranks differ.
+        bytes: of all their tensors.
+        dtype: on the wire.
     """
 
     kind: str
@@ -33,6 +35,19 @@ class CollectiveTotal:
     count: int
     bytes: int
     dtype: str
+
+
+Total = TypeVar("Total", bound=CollectiveTotal)
+
+
+def added_up(totals: Iterable[Total]) -> list[Total]:
+    """Those that differ in nothing but count and bytes as one, in the order in which they come."""
+    sums: dict[Total, list[int]] = {}
+    for one in totals:
+        found = sums.setdefault(dataclasses.replace(one, count=0, bytes=0), [0, 0])
+        found[0] += one.count
+        found[1] += one.bytes
+    return [dataclasses.replace(one, count=count, bytes=num_bytes) for one, (count, num_bytes) in sums.items()]
 
 
 @dataclass(frozen=True)
@@ -47,7 +62,8 @@ class _Call:
 
 
 def collectives_of(recipe: Recipe, rank: int = 0) -> list[CollectiveTotal]:
-    """Collectives of a rank's training step, by kind, axes and dtype, in alphabetical order.
+    """Collectives of a rank's training step, in alphabetical order; bytes are of the tensors that the rank gives, of
+    Receive those that it gets.
 
     Not covered: a parameter that optimizer sharding must leave whole because its first dim does not divide.
 
@@ -56,17 +72,15 @@ def collectives_of(recipe: Recipe, rank: int = 0) -> list[CollectiveTotal]:
     Source: graphs of MindSpore 2.9's compiler, executed.
     """
     one = RankSizes(recipe, rank)
-    totals: dict[tuple[str, tuple[str, ...], str], list[int]] = defaultdict(lambda: [0, 0])
+    totals = []
     for call in _calls(one):
         axes = tuple(name for name in AXES if name in call.axes and one.mesh.degree(name) > 1)
         if axes and call.count:
-            total = totals[call.kind, axes, call.dtype]
-            total[0] += call.count
-            total[1] += call.count * call.size * BYTES[call.dtype]
-    return [
-        CollectiveTotal(kind=kind, axes=axes, count=count, bytes=num_bytes, dtype=dtype)
-        for (kind, axes, dtype), (count, num_bytes) in sorted(totals.items())
-    ]
+            num_bytes = call.count * call.size * BYTES[call.dtype]
+            totals.append(
+                CollectiveTotal(kind=call.kind, axes=axes, count=call.count, bytes=num_bytes, dtype=call.dtype)
+            )
+    return sorted(added_up(totals), key=lambda total: (total.kind, total.axes, total.dtype))
 
 
 def _calls(rank: RankSizes) -> Iterator[_Call]:

@@ -5,15 +5,13 @@ It was written on the layouts that are executed; the other sizes here are others
 
 from __future__ import annotations
 
-from collections import defaultdict
-
 import numpy as np
 import pytest
 
 from mindmodel.dryrun.collectives import group_of
 from mindmodel.dryrun.graph import TensorType
 from mindmodel.dryrun.rank import Rank
-from mindmodel.fleet.collectives import CollectiveTotal, collectives_of
+from mindmodel.fleet.collectives import CollectiveTotal, added_up, collectives_of
 
 SIZES = [
     "wide gradients", "deep everything", "wide parameters", "deep tied", "wide copied heads", "deep stages",
@@ -26,15 +24,13 @@ WITHOUT_ALL_TO_ALL = {"AllReduce", "AllGather", "ReduceScatter", "Send", "Receiv
 
 def totals(calls, mesh):
     """Of a log, in the order of collectives_of."""
-    found = defaultdict(lambda: [0, 0])
-    for call in calls:
-        total = found[call.kind, mesh.axes_of(call.group), call.dtype]
-        total[0] += 1
-        total[1] += call.num_bytes
-    return [
-        CollectiveTotal(kind=kind, axes=axes, count=count, bytes=num_bytes, dtype=dtype)
-        for (kind, axes, dtype), (count, num_bytes) in sorted(found.items())
-    ]
+    found = added_up(
+        CollectiveTotal(
+            kind=call.kind, axes=mesh.axes_of(call.group), count=1, bytes=call.num_bytes, dtype=call.dtype
+        )
+        for call in calls
+    )
+    return sorted(found, key=lambda total: (total.kind, total.axes, total.dtype))
 
 
 def test_the_ranks_of_a_layout_say_what_the_function_says(partition):

@@ -68,7 +68,7 @@ def test_for_scripts_the_same_collective_with_other_ranks_is_one_entry():
     found = report(collective("Send", ("pp",), ranks=(3, 5)), collective("Send", ("pp",), ranks=(3, 1)))
     assert found.to_json() == {
         "rank": 3, "stage": 1, "peak_bytes": 10, "by_kind": found.by_kind, "host_bytes": 7,
-        "collectives": [{"kind": "Send", "axes": ["pp"], "count": 2, "bytes": 1600, "dtype": "bfloat16"}],
+        "collectives": [{"kind": "Send", "axes": ("pp",), "count": 2, "bytes": 1600, "dtype": "bfloat16"}],
         "kernels": {"MatMul": 2},
     }
 
