@@ -45,7 +45,7 @@ DTYPES = {
 }
 
 
-def load_graph(data: Union[bytes, str, Path]) -> Graph:
+def load_graph(data: Union[bytes, Path]) -> Graph:
     """Read a graph.
 
     Args:
@@ -57,7 +57,7 @@ def load_graph(data: Union[bytes, str, Path]) -> Graph:
     """
     where = "the graph" if isinstance(data, bytes) else str(data)
     try:
-        model = model_class().FromString(data if isinstance(data, bytes) else Path(data).read_bytes())
+        model = model_class().FromString(data if isinstance(data, bytes) else data.read_bytes())
         graph = _graph(model)
         _check_references(graph)
     except (OSError, DecodeError, ValueError, RecursionError) as error:

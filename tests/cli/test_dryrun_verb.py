@@ -90,7 +90,7 @@ def test_for_scripts_it_prints_one_object(path, compiler, capsys):
 def test_what_does_not_fit_is_exit_code_1_with_layouts_that_would(path, compiler, capsys, monkeypatch):
     main(["dryrun", path, "--devices", "16"])
     less = int(0.99 * highest_estimate(compiler["recipe"]).total / USABLE_SHARE)
-    small = Chip(name="small", bf16_flops=1e12, hbm_bytes=less, hbm_bytes_s=1e12)
+    small = Chip(name="small", hbm_bytes=less)
     monkeypatch.setattr(dryrun, "find_chip", lambda name: small)
     assert main(["dryrun", path, "--devices", "16"]) == 1
     out = capsys.readouterr().out
@@ -98,7 +98,7 @@ def test_what_does_not_fit_is_exit_code_1_with_layouts_that_would(path, compiler
 
 
 def test_where_no_layout_near_it_fits_it_says_so(path, compiler, capsys, monkeypatch):
-    tiny = Chip(name="tiny", bf16_flops=1e12, hbm_bytes=1000, hbm_bytes_s=1e12)
+    tiny = Chip(name="tiny", hbm_bytes=1000)
     monkeypatch.setattr(dryrun, "find_chip", lambda name: tiny)
     assert main(["dryrun", path, "--devices", "16"]) == 1
     assert "does not fit a tiny, nor does any layout near it of 16 devices: use more" in capsys.readouterr().out

@@ -17,22 +17,6 @@ def test_chips_with_other_memory_offer_the_same_share_of_it():
     assert find_chip("910C").usable_bytes == 118_784 << 20
 
 
-def test_units_are_bytes_bits_and_flops():
-    chip = find_chip("910B2")
-    assert (chip.bf16_flops, chip.hbm_bytes, chip.hbm_bytes_s) == (354e12, 64 << 30, 1.6e12)
-    assert (chip.link_bytes_s, chip.network_bits_s, chip.measured_bf16_flops) == (392e9, 200e9, 315e12)
-
-
-def test_what_is_not_published_is_none():
-    chip = find_chip("910C")
-    assert chip.link_bytes_s is None and chip.network_bits_s is None and chip.measured_bf16_flops is None
-
-
-def test_no_benchmark_is_above_the_peak_that_adds_the_vector_unit():
-    sheet = {"910B2": 376e12, "910B3": 313e12}
-    assert all(CHIPS[name].measured_bf16_flops < peak for name, peak in sheet.items())
-
-
 def test_the_default_is_one_of_them():
     assert DEFAULT_CHIP in CHIPS
 
