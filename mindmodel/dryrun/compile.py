@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Container, Iterator, Mapping, Optional, Sequence
@@ -93,8 +93,9 @@ def _remove_left_folders(parent: Path) -> None:
     """Remove the folders of this user's processes that were killed, and could not do so themselves."""
     for folder in parent.glob(f"{FOLDER_PREFIX}*-*"):
         process = folder.name.removeprefix(FOLDER_PREFIX).partition("-")[0]
-        if process.isdigit() and folder.lstat().st_uid == os.getuid() and not Path("/proc", process).exists():
-            shutil.rmtree(folder, ignore_errors=True)
+        with suppress(FileNotFoundError):  # what another process removes meanwhile
+            if process.isdigit() and folder.lstat().st_uid == os.getuid() and not Path("/proc", process).exists():
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def environment(level: int) -> dict[str, str]:

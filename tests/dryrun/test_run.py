@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from types import SimpleNamespace
 
 import pytest
 
@@ -69,3 +70,8 @@ def test_folders_of_processes_that_are_gone_are_removed_and_no_others(tmp_path):
     other.mkdir()
     compile_module._remove_left_folders(tmp_path)
     assert not gone.exists() and mine.exists() and other.exists()
+
+
+def test_a_folder_that_another_process_removes_meanwhile_is_passed_over(tmp_path):
+    listed = SimpleNamespace(glob=lambda pattern: [tmp_path / f"mindmodel-dryrun-{2**22 + 1}-abc"])
+    compile_module._remove_left_folders(listed)
