@@ -14,11 +14,12 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Callable, Iterator, Optional, Sequence
+from typing import Iterator, Optional, Sequence
 
 from mindmodel.checkpoint.run_folder import LIVE_NAME, RunFolder
 from mindmodel.cli.arguments import at_least
 from mindmodel.cli.recipe import filling, quantity, with_vocabulary
+from mindmodel.dryrun.compile import Progress
 from mindmodel.dryrun.live_page import page_of
 from mindmodel.dryrun.live_text import live_lines
 from mindmodel.dryrun.prove import NUM_STEPS, TOLERANCE, Proof, jobs_of, prove, reference
@@ -83,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     return 0 if fits else 1
 
 
-def _progress(terminal: Terminal, total: int) -> Callable[[int, str], None]:
+def _progress(terminal: Terminal, total: int) -> Progress:
     """A bar that moves as each rank is compiled."""
     terminal.progress(0, total, "ranks compiled")
 

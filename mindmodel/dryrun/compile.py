@@ -34,6 +34,8 @@ from mindmodel.dryrun.translate import reason
 from mindmodel.errors import LayoutError
 from mindmodel.parallel.plans.decoder import decoder_plan
 
+Progress = Callable[[int, str], None]
+"""Called as each job ends, with the number of those that are done and the name of this one."""
 FOLDER_PREFIX = "mindmodel-dryrun-"
 """Of temporary folders; the process id follows."""
 
@@ -66,13 +68,12 @@ class Compiled:
 
 @contextmanager
 def compiled(
-    jobs: Sequence[Job], at_once: int, progress: Optional[Callable[[int, str], None]] = None
+    jobs: Sequence[Job], at_once: int, progress: Optional[Progress] = None
 ) -> Iterator[dict[str, Compiled]]:
     """Compile jobs, several at a time; the files are there until the block ends.
 
     Args:
         jobs: all of one level.
-        progress: called with the number of jobs done and the name of the last.
 
     Raises:
         LayoutError: if the compiler refuses a rank: which, why, and the operator.
@@ -118,7 +119,7 @@ def environment(level: int) -> dict[str, str]:
 
 
 def _run_child(
-    folder: Path, jobs: Container[str], environment: Mapping[str, str], progress: Optional[Callable[[int, str], None]]
+    folder: Path, jobs: Container[str], environment: Mapping[str, str], progress: Optional[Progress]
 ) -> dict[str, int]:
     """Start the child, follow its lines, and end it and its forks whatever happens; gives the code of each job."""
     command = [sys.executable, "-m", "mindmodel.dryrun.child", str(folder)]

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Callable, Iterator, Mapping, Optional, Sequence
+from typing import Iterator, Mapping, Optional, Sequence
 
 import numpy as np
 
 from mindmodel.data.loader import IGNORED, Batch
 from mindmodel.dryrun.collectives import CollectiveCall
-from mindmodel.dryrun.compile import compiled
+from mindmodel.dryrun.compile import Progress, compiled
 from mindmodel.dryrun.graph import Graph
 from mindmodel.dryrun.interpret import Interpreter
 from mindmodel.dryrun.jobs import Job
@@ -239,7 +239,7 @@ def joined(
     return whole, max(apart, default=0.0)
 
 
-def prove(recipe: Recipe, at_once: int = 2, progress: Optional[Callable[[int, str], None]] = None) -> Proof:
+def prove(recipe: Recipe, at_once: int = 2, progress: Optional[Progress] = None) -> Proof:
     """Compile every rank of a small recipe and hold it against one device.
 
     Args:

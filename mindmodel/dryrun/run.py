@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Callable, Optional, Sequence
+from typing import Optional, Sequence
 
-from mindmodel.dryrun.compile import compiled
+from mindmodel.dryrun.compile import Progress, compiled
 from mindmodel.dryrun.jobs import Job
 from mindmodel.dryrun.report import RankReport, report_of
 from mindmodel.errors import LayoutError
@@ -66,14 +66,13 @@ def jobs_at_once(recipe: Recipe, most: int, memory: Optional[Memory]) -> int:
 
 
 def dry_run(
-    recipe: Recipe, ranks: Sequence[int], at_once: int, progress: Optional[Callable[[int, str], None]] = None
+    recipe: Recipe, ranks: Sequence[int], at_once: int, progress: Optional[Progress] = None
 ) -> list[RankReport]:
     """Compile ranks for simulated devices.
 
     Args:
         recipe: with the vocabulary's size and all degrees filled in.
         ranks: of its mesh.
-        progress: as of compile.compiled.
 
     Raises:
         LayoutError: if a rank does not compile.

@@ -10,14 +10,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Callable, Mapping, Optional, Sequence
+from typing import Any, Mapping, Optional, Sequence
 
 import numpy as np
 
 from mindmodel.data.loader import IGNORED, Batch
 from mindmodel.debug.traces.inputs import Inputs
 from mindmodel.debug.traces.trace import LOGITS, Trace, places
-from mindmodel.dryrun.compile import compiled
+from mindmodel.dryrun.compile import Progress, compiled
 from mindmodel.dryrun.graph import Graph, TensorType
 from mindmodel.dryrun.interpret import Interpreter
 from mindmodel.dryrun.prove import Arrays, axes_by_name, jobs_of, joined, joined_parameters, moments_of, one_step
@@ -73,7 +73,7 @@ def trace_layout(
     inputs: Inputs,
     weights: Optional[Mapping[str, np.ndarray]] = None,
     at_once: int = 2,
-    progress: Optional[Callable[[int, str], None]] = None,
+    progress: Optional[Progress] = None,
 ) -> Trace:
     """Compile every rank of a recipe and execute one training step.
 
@@ -82,7 +82,6 @@ def trace_layout(
         inputs: of the whole layout.
         weights: whole, by name, to begin with; default: the recipe's fresh ones.
         at_once: ranks compiled at a time.
-        progress: called with the number of ranks compiled and the name of the last.
 
     Raises:
         TraceError: if the batch is not the recipe's.
