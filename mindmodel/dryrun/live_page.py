@@ -1,14 +1,12 @@
-"""A web page of what is alive in a step: live bytes over the kernels of each rank as a plot, and tables of the peak.
-
-One file without scripts, which needs nothing from elsewhere; colours follow the reader's light or dark setting.
-"""
+"""A web page of what is alive in a step: live bytes over the kernels of each rank as a plot, and tables of the peak."""
 
 from __future__ import annotations
 
 from html import escape
 from itertools import groupby
-from typing import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Iterator, Mapping, Sequence
 
+from mindmodel.dryrun.html import document, legend, table
 from mindmodel.dryrun.live import PHASES, Columns, Group, Live
 from mindmodel.dryrun.live_text import mib, shape_text, size_text
 from mindmodel.dryrun.memory_trace import LIVE_KINDS
@@ -30,20 +28,6 @@ KIND_COLOURS = dict(
 )
 PHASE_COLOURS = dict(zip(PHASES, ("#5b9bd5", "#9b59b6", "#d98880", "#7dab6d")))
 
-STYLE = """\
-:root { color-scheme: light dark; --text: #1c1e21; --back: #ffffff; --line: #c9ccd1; --soft: #f3f4f6; }
-@media (prefers-color-scheme: dark) { :root { --text: #e4e6eb; --back: #16181c; --line: #43474e; --soft: #22252b; } }
-body { margin: 2rem auto; max-width: 72rem; padding: 0 1rem; font: 15px/1.45 system-ui, sans-serif;
-       color: var(--text); background: var(--back); }
-svg { width: 100%; height: auto; } svg text { font-size: 11px; fill: var(--text); }
-.grid { stroke: var(--line); stroke-width: .5; } .peak { stroke: var(--text); stroke-dasharray: 4 3; }
-.hit { fill: transparent; } .hit:hover { fill: var(--text); fill-opacity: .18; }
-.box { display: inline-block; width: .8em; height: .8em; margin: 0 .35em 0 1em; border-radius: 2px; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 13px; margin: .5rem 0 1.5rem; }
-th, td { padding: .2rem .6rem; text-align: left; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th { background: var(--soft); } .n { text-align: right; font-variant-numeric: tabular-nums; }
-"""
-
 
 def page_of(title: str, subtitle: str, ranks: Mapping[int, Live]) -> str:
     """The page.
@@ -53,35 +37,28 @@ def page_of(title: str, subtitle: str, ranks: Mapping[int, Live]) -> str:
         ranks: what is alive in each rank's step.
     """
     sections = "\n".join(line for rank, live in ranks.items() for line in _section(rank, live))
-    return f"""\
-<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{escape(title)}</title><style>
-{STYLE}</style></head><body>
-<h1>{escape(title)}</h1>
+    return document(title, f"""\
 <p>{escape(subtitle)}</p>
 <p>What operators read and write, as MindSpore's compiler planned it. Not seen: workspaces of kernels, buffers of
 collectives.</p>
-{sections}
-</body></html>
-"""
+{sections}""")
 
 
 def _section(rank: int, live: Live) -> Iterator[str]:
     peak = f"{size_text(live.peak_bytes)} at the peak, in kernel {live.peak_index + 1} of {len(live.kernels)}"
     yield f"<h2>Rank {rank}</h2><p>{peak}: {escape(str(live.peak_kernel))}.</p>"
-    yield _legend(KIND_COLOURS, lambda kind: any(live.curve[kind]))
-    yield _legend(PHASE_COLOURS, live.by_phase.__contains__)
+    yield legend({kind: colour for kind, colour in KIND_COLOURS.items() if any(live.curve[kind])})
+    yield legend({phase: PHASE_COLOURS[phase] for phase in live.by_phase})
     yield from _plot(live)
     phases = ((phase, mib(number)) for phase, number in live.by_phase.items())
     yield "<h3>Most bytes alive in each phase</h3>"
-    yield _table(("phase", "MiB"), phases, left=1)
+    yield table(("phase", "MiB"), phases, left=1)
     yield "<h3>At the peak, by part of the model and by kind, MiB</h3>"
     rows = [*live.by_part.items(), ("all", live.by_kind)]
     totals = ((part, *(mib(row[kind]) for kind in LIVE_KINDS), mib(sum(row.values()))) for part, row in rows)
-    yield _table(("part", *LIVE_KINDS, "all"), totals, left=1)
+    yield table(("part", *LIVE_KINDS, "all"), totals, left=1)
     yield "<h3>Alive at the peak, alike in layers and micro-batches</h3>"
-    yield _table(GROUP_TITLES, map(_cells, live.groups), left=7)
+    yield table(GROUP_TITLES, map(_cells, live.groups), left=7)
     yield "<p>held: for so many kernels. unread: MiB that no kernel reads after the peak.</p>"
 
 
@@ -92,24 +69,6 @@ def _cells(group: Group) -> tuple[str, ...]:
         group.kind, group.place, group.made_by, group.phase, group.dtype, shape_text(group), group.last_read,
         str(group.count), mib(group.num_bytes / group.count), mib(group.num_bytes), held, unread,
     )
-
-
-def _table(titles: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> str:
-    """A table whose first columns hold words, and the others numbers."""
-    kinds = ["" if column < left else ' class="n"' for column in range(len(titles))]
-    head = "".join(f"<th{kind}>{escape(title)}</th>" for kind, title in zip(kinds, titles))
-    body = "\n".join(
-        "<tr>" + "".join(f"<td{kind}>{escape(cell)}</td>" for kind, cell in zip(kinds, row)) + "</tr>" for row in rows
-    )
-    return f'<div class="wide"><table><tr>{head}</tr>\n{body}</table></div>'
-
-
-def _legend(colours: Mapping[str, str], is_shown: Callable[[str], bool]) -> str:
-    boxes = (
-        f'<span class="box" style="background:{colour}"></span>{escape(name)}'
-        for name, colour in colours.items() if is_shown(name)
-    )
-    return f"<p>{''.join(boxes)}</p>"
 
 
 def _plot(live: Live) -> Iterator[str]:

@@ -1,15 +1,12 @@
-"""A web page of a profiled step: bars of its time, and live bytes over its kernels.
-
-One file without scripts, which needs nothing from elsewhere; colours follow the reader's light or dark setting.
-"""
+"""A web page of a profiled step: bars of its time, and live bytes over its kernels."""
 
 from __future__ import annotations
 
 from html import escape
-from typing import Iterable, Iterator, Mapping, Sequence
+from typing import Iterator, Mapping, Sequence
 
 from mindmodel.debug.profile.step_profile import DATA, PHASES, REST, MemoryUse, StepProfile
-from mindmodel.dryrun.live_page import STYLE
+from mindmodel.dryrun.html import document, legend, table
 from mindmodel.dryrun.live_text import mib
 
 MAX_ROWS = 60
@@ -30,16 +27,7 @@ BARS = """\
 
 def page_of(title: str, profile: StepProfile) -> str:
     """The page."""
-    body = "\n".join(_sections(profile))
-    return f"""\
-<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{escape(title)}</title><style>
-{STYLE}{BARS}</style></head><body>
-<h1>{escape(title)}</h1>
-{body}
-</body></html>
-"""
+    return document(title, "\n".join(_sections(profile)), BARS)
 
 
 def _sections(profile: StepProfile) -> Iterator[str]:
@@ -47,7 +35,7 @@ def _sections(profile: StepProfile) -> Iterator[str]:
            f"{_ms(profile.slowest_s)}); median {_ms(profile.median_s)}, and {_ms(profile.plain_s)} of steps that are "
            f"not profiled. {profile.num_kernels} kernels, {profile.num_fused} of them fused; "
            f"{escape(profile.kernels)}, {profile.threads} threads, MindSpore {escape(profile.mindspore)}.</p>")
-    yield _legend()
+    yield legend(COLOURS)
     yield f'<div class="bar whole">{_pieces(profile.phases, profile.step_s)}</div>'
     rows = [([phase, _ms(s), _share(s / profile.step_s)], {phase: s}) for phase, s in profile.phases.items()]
     yield _table("Phases", ("phase", "ms", "share"), rows, profile.step_s, left=1)
@@ -105,19 +93,13 @@ def _curve(memory: MemoryUse) -> str:
 def _table(
     heading: str,
     titles: Sequence[str],
-    rows: Iterable[tuple[Sequence[str], Mapping[str, float]]],
+    rows: Sequence[tuple[Sequence[str], Mapping[str, float]]],
     longest: float,
     left: int,
 ) -> str:
     """A table whose last column holds bars; the first columns hold words, and the others numbers."""
-    kinds = ["" if column < left else ' class="n"' for column in range(len(titles))]
-    head = "".join(f"<th{kind}>{escape(title)}</th>" for kind, title in zip(kinds, titles))
-    body = "\n".join(
-        "<tr>" + "".join(f"<td{kind}>{escape(cell)}</td>" for kind, cell in zip(kinds, cells))
-        + f'<td class="bars"><div class="bar">{_pieces(lengths, longest)}</div></td></tr>'
-        for cells, lengths in rows
-    )
-    return f'<h3>{escape(heading)}</h3><div class="wide"><table><tr>{head}<th></th></tr>\n{body}</table></div>'
+    bars = [f'<td class="bars"><div class="bar">{_pieces(lengths, longest)}</div></td>' for _, lengths in rows]
+    return f"<h3>{escape(heading)}</h3>{table(titles, [cells for cells, _ in rows], left, bars)}"
 
 
 def _pieces(lengths: Mapping[str, float], whole: float) -> str:
@@ -126,11 +108,6 @@ def _pieces(lengths: Mapping[str, float], whole: float) -> str:
         f'<i style="width:{100 * length / whole:.2f}%;background:{COLOURS[phase]}" title="{escape(phase)}"></i>'
         for phase, length in lengths.items() if length > 0
     )
-
-
-def _legend() -> str:
-    boxes = (f'<span class="box" style="background:{colour}"></span>{name}' for name, colour in COLOURS.items())
-    return f"<p>{''.join(boxes)}</p>"
 
 
 def _ms(seconds: float) -> str:
