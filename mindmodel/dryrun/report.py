@@ -23,7 +23,7 @@ COLLECTIVES_PATH = Path("execute_order", "comm_execute_order.csv")
 KERNELS_PATH = Path("execute_order", "execute_order.csv")
 CHOSEN = re.compile(r"\b(\w+) select (\w+) kernel")
 OLD_KIND = "aclop"
-LAYER = "/layers-CellList/"
+IN_LAYERS = "/layers-CellList/"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +155,7 @@ def read_kernels(path: Path) -> tuple[dict[str, int], int]:
     """Kernels of a step by name, most frequent first, and how many of them stand in layers."""
     launches = read_launches(path)
     counts = Counter(operator for operator, _ in launches)
-    return dict(counts.most_common()), sum(LAYER in node for _, node in launches)
+    return dict(counts.most_common()), sum(IN_LAYERS in node for _, node in launches)
 
 
 def read_launches(path: Path) -> list[tuple[str, str]]:

@@ -16,7 +16,8 @@ from mindmodel.recipe.schema import Recipe
 MASK_BYTES = 2048 * 2048
 """The compressed causal mask of flash attention, uint8."""
 
-PRODUCTS = ("attention.qkv.weight", "attention.out.weight", "mlp.gate_up.weight", "mlp.down.weight")
+GATE_UP, DOWN = "mlp.gate_up.weight", "mlp.down.weight"
+PRODUCTS = ("attention.qkv.weight", "attention.out.weight", GATE_UP, DOWN)
 """A layer's matrix products."""
 
 STATISTICS_BYTES = 2 * 8 * 4
@@ -120,9 +121,8 @@ def _attention_values(rank: RankSizes) -> int:
     return rank.tokens * (values + (rank.q_width + rank.kv_width if rank.recipe.model.qk_norm else 0))
 
 
-def _kept_of_layer(rank: RankSizes, recomputed: bool) -> int:
+def _kept_of_layer(rank: RankSizes, recompute: str) -> int:
     """Bytes that a layer keeps of one micro-batch."""
-    recompute = rank.recipe.parallel.recompute if recomputed else "none"
     if recompute == "full":
         return rank.value_bytes * rank.stream
     return _in_backward(rank, recompute)
@@ -131,24 +131,24 @@ def _kept_of_layer(rank: RankSizes, recomputed: bool) -> int:
 def _in_backward(rank: RankSizes, recompute: str) -> int:
     """Bytes of a layer of one micro-batch when its backward pass begins; `full` has it all again."""
     statistics = STATISTICS_BYTES * rank.tokens * rank.width(rank.recipe.model.num_heads)
-    streams = 2 * (rank.stream_tokens + _input_tokens(rank, recompute)) * rank.recipe.model.hidden_size
+    streams = 2 * (rank.stream + _inputs(rank, recompute))
     ffn = (2 if recompute == "selective" else 3) * _ffn(rank)
     return rank.value_bytes * (streams + ffn + _attention_values(rank)) + statistics
 
 
-def _input_tokens(rank: RankSizes, recompute: str) -> int:
-    """Tokens of the input of a layer's first product, and of SwiGLU's, when its backward pass begins: as norms give
+def _inputs(rank: RankSizes, recompute: str) -> int:
+    """Numbers of the input of a layer's first product, and of SwiGLU's, when its backward pass begins: as norms give
     them, or gathered. `selective` drops the former.
     """
     if recompute == "full" or rank.keeps_tokens:
-        return rank.tokens
-    return rank.stream_tokens if recompute == "none" else 0
+        return rank.whole_stream
+    return rank.stream if recompute == "none" else 0
 
 
 def _kept_of_layers(rank: RankSizes) -> int:
     """Bytes that all layers keep of one micro-batch."""
-    again = rank.num_recomputed
-    return again * _kept_of_layer(rank, True) + (rank.num_layers - again) * _kept_of_layer(rank, False)
+    again, how = rank.num_recomputed, rank.recipe.parallel.recompute
+    return again * _kept_of_layer(rank, how) + (rank.num_layers - again) * _kept_of_layer(rank, "none")
 
 
 def _at_loss(rank: RankSizes, state: MemoryEstimate) -> MemoryEstimate:
@@ -227,11 +227,11 @@ def _in_last_layer(rank: RankSizes, state: MemoryEstimate) -> MemoryEstimate:
     """
     before, kept = _at_loss(rank, state), int(rank.in_flight * _kept_of_layers(rank))
     if _recompute_of_last_layer(rank) == "full":
-        kept += _in_backward(rank, "full") - _kept_of_layer(rank, True)
+        kept += _in_backward(rank, "full") - _kept_of_layer(rank, "full")
     kept += rank.value_bytes * rank.stream * (1 if rank.is_last else 3)
     copies = _copies(rank) + (_layer_weights(rank) // rank.num_layers if _copies_again(rank) else 0)
     if not rank.accumulates:
-        head, down = rank.held[rank.head_name], rank.held["mlp.down.weight"]
+        head, down = rank.held[rank.head_name], rank.held[DOWN]
         copies -= rank.value_bytes * (head.whole + down.whole // rank.num_layers)
     return dataclasses.replace(before, weights=state.weights + max(copies, 0), activations=kept, logits=0)
 
@@ -248,14 +248,14 @@ def _at_last_swiglu(rank: RankSizes, state: MemoryEstimate) -> MemoryEstimate:
     before, recompute = _in_last_layer(rank, state), _recompute_of_last_layer(rank)
     more = (3 if recompute == "selective" else 2) * _ffn(rank)
     if not rank.accumulates:
-        products = ["mlp.down.weight"] if recompute != "full" else []
+        products = [DOWN] if recompute != "full" else []
         gradients = sum(_summed(rank, rank.held[name]) for name in [rank.head_name, *products])
         return _with(before, rank, more, gradients)
     if recompute == "full" and not rank.is_last:
-        return _with(before, rank, _ffn(rank) + rank.whole_stream, _added(rank, rank.held["mlp.down.weight"]))
+        return _with(before, rank, _ffn(rank) + rank.whole_stream, _added(rank, rank.held[DOWN]))
     if recompute != "none":
         more += rank.whole_stream  # the layer's gradient, as its last product takes it
-    summed = _summed(rank, rank.held["mlp.down.weight"]) if rank.slices_accumulators else 0
+    summed = _summed(rank, rank.held[DOWN]) if rank.slices_accumulators else 0
     return _with(before, rank, more, summed)
 
 
@@ -271,13 +271,13 @@ def _at_last_gate_up(rank: RankSizes, state: MemoryEstimate) -> MemoryEstimate:
     gone = 0 if recompute == "selective" else _ffn(rank)
     if rank.accumulates:
         is_gathered = rank.recipe.parallel.sequence_parallel and not rank.slices_accumulators
-        arrays = 0 if not is_gathered else 1 if _input_tokens(rank, recompute) == rank.tokens else 2
-        return _with(before, rank, arrays * rank.whole_stream - gone, _added(rank, rank.held["mlp.gate_up.weight"]))
+        arrays = 0 if not is_gathered else 1 if _inputs(rank, recompute) == rank.whole_stream else 2
+        return _with(before, rank, arrays * rank.whole_stream - gone, _added(rank, rank.held[GATE_UP]))
     head = rank.held[rank.head_name]
-    values = rank.whole_stream - _input_tokens(rank, recompute) * rank.recipe.model.hidden_size
     waits = recompute == "full" and not rank.sums_in_compute and rank.mesh.tp > 1
     gradients = _waiting(rank) or (_summed(rank, head) if waits else 4 * head.own)
-    summed = _with(before, rank, values - gone, gradients + _feed_forward_gradients(rank))
+    values = rank.whole_stream - _inputs(rank, recompute) - gone
+    summed = _with(before, rank, values, gradients + _feed_forward_gradients(rank))
     return _cast_or_summed(rank, summed)
 
 
@@ -294,7 +294,7 @@ def _ffn(rank: RankSizes) -> int:
 
 def _feed_forward_gradients(rank: RankSizes) -> int:
     """Bytes of those of a layer's weights there, as they are summed."""
-    return sum(_summed(rank, rank.held[name]) for name in ("mlp.gate_up.weight", "mlp.down.weight"))
+    return sum(_summed(rank, rank.held[name]) for name in (GATE_UP, DOWN))
 
 
 def _waiting(rank: RankSizes) -> int:
@@ -308,7 +308,7 @@ def _cast_or_summed(rank: RankSizes, summed: MemoryEstimate) -> MemoryEstimate:
     """The higher of the moment when the gradient before SwiGLU is summed, and the one before that, when it is cast and
     its input's is not there yet.
     """
-    gate_up = rank.held["mlp.gate_up.weight"]
+    gate_up = rank.held[GATE_UP]
     if rank.sums_in_compute:
         return summed
     cast = _with(summed, rank, -rank.whole_stream, _cast(rank, gate_up) - _summed(rank, gate_up))
@@ -323,13 +323,13 @@ def _at_first_layer(rank: RankSizes, state: MemoryEstimate) -> MemoryEstimate:
         return state
     layers = [held for name, held in rank.held.items() if name not in OUTSIDE]
     done = rank.num_own - rank.held[TABLE].own - sum(held.own // held.count for held in layers)
-    down = rank.value_bytes * rank.held["mlp.down.weight"].whole
+    down = rank.value_bytes * rank.held[DOWN].whole
     gathered = rank.whole_stream + (rank.whole_stream - rank.stream if rank.num_repeated else 0)
     summed = dataclasses.replace(
         state,
         weights=state.weights + max(_layer_weights(rank) - down, 0) // rank.num_layers,
         gradients=4 * done + _waiting(rank) + _feed_forward_gradients(rank),
-        activations=_kept_of_layer(rank, False) + rank.value_bytes * (gathered - _ffn(rank)),
+        activations=_kept_of_layer(rank, "none") + rank.value_bytes * (gathered - _ffn(rank)),
     )
     return _cast_or_summed(rank, summed)
 
