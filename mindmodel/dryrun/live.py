@@ -181,7 +181,7 @@ class _Step:
             kernels=self.kernels,
             by_kind={kind: sum(part[kind] for part in by_part.values()) for kind in LIVE_KINDS},
             by_part=by_part,
-            groups=tuple(sorted(_grouped(tensors), key=lambda group: -group.num_bytes)),
+            groups=tuple(sorted(_grouped(tensors), key=lambda group: (-group.num_bytes, *_likeness(group)))),
             curve=self._curve(),
         )
 
@@ -336,11 +336,15 @@ def _position(part: str) -> tuple[int, int]:
     return (0, 0) if part == PARTS[0] else (2, [*PARTS, REST].index(part))
 
 
+def _likeness(one: Group) -> tuple[Any, ...]:
+    """What tensors of a group have in common."""
+    return one.kind, of_any_layer(one.place), one.made_by, one.phase, one.dtype, one.shape, one.last_read
+
+
 def _grouped(tensors: Sequence[Group]) -> Iterator[Group]:
     alike: dict[tuple, list[Group]] = {}
     for one in tensors:
-        key = one.kind, of_any_layer(one.place), one.made_by, one.phase, one.dtype, one.shape, one.last_read
-        alike.setdefault(key, []).append(one)
+        alike.setdefault(_likeness(one), []).append(one)
     for (_, place, *_), members in alike.items():
         held = [member.num_kernels for member in members if member.num_kernels is not None]
         yield dataclasses.replace(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
 
 from mindmodel.dryrun import live as live_module
+from mindmodel.dryrun.live import live_of
 from mindmodel.dryrun.scopes import PlacedKernel
-from step_trace import PEAK_BYTES, STAYING_BYTES, live_in
+from step_trace import NUM_TOKENS, PEAK_BYTES, STAYING_BYTES, VOCAB_SIZE, live_in, written_trace
 
 UNSEEN = 44
 """Bytes that MindSpore measured and no block accounts for."""
@@ -60,6 +62,12 @@ def test_tensors_that_are_last_read_elsewhere_are_not_alike(live):
 def test_groups_add_up_to_what_blocks_account_for_largest_first(live):
     sizes = [one.num_bytes for one in live.groups]
     assert sum(sizes) == PEAK_BYTES and sizes == sorted(sizes, reverse=True)
+
+
+def test_groups_come_in_the_same_order_whichever_block_the_compiler_took_first(live, tmp_path):
+    trace = written_trace(tmp_path)
+    turned = dataclasses.replace(trace, blocks=dict(reversed(trace.blocks.items())))
+    assert live_of(turned, PEAK_BYTES, VOCAB_SIZE, NUM_TOKENS).groups == live.groups
 
 
 def test_what_is_held_though_no_kernel_reads_it_again_is_counted(live):
