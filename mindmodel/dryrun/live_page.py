@@ -111,7 +111,7 @@ class _Scale:
 
 def _areas(columns: Columns, scale: _Scale) -> Iterator[str]:
     """One area a kind, on top of those before it."""
-    edges = [scale.x(kernel) for kernel in _starts(columns)] + [RIGHT]
+    edges = [scale.x(kernel) for kernel in _edges(columns, scale)]
     below = [0] * len(columns.kernels)
     for kind, numbers in columns.by_kind.items():
         above = [low + number for low, number in zip(below, numbers)]
@@ -123,9 +123,9 @@ def _areas(columns: Columns, scale: _Scale) -> Iterator[str]:
         below = above
 
 
-def _starts(columns: Columns) -> list[int]:
-    """The first kernel of each column: all have as many."""
-    return [number * columns.width for number in range(len(columns.kernels))]
+def _edges(columns: Columns, scale: _Scale) -> list[int]:
+    """The first kernel of each column, and the end of the last, which may be narrower."""
+    return [*range(0, scale.num_kernels, columns.width), scale.num_kernels]
 
 
 def _steps(edges: Sequence[float], heights: Sequence[float]) -> str:
@@ -139,7 +139,7 @@ def _steps(edges: Sequence[float], heights: Sequence[float]) -> str:
 
 def _phases(live: Live, columns: Columns, scale: _Scale) -> Iterator[str]:
     """A stripe for each run of columns of a phase."""
-    edges, column = [*_starts(columns), len(live.kernels)], 0
+    edges, column = _edges(columns, scale), 0
     for phase, run in groupby(live.kernels[kernel].phase for kernel in columns.kernels):
         left = scale.x(edges[column])
         column += len(list(run))
@@ -156,9 +156,9 @@ def _peak(live: Live, scale: _Scale) -> Iterator[str]:
 
 def _titles(live: Live, columns: Columns, scale: _Scale) -> Iterator[str]:
     """What a pointer shows over each column."""
-    starts = _starts(columns) + [len(live.kernels)]
+    edges = _edges(columns, scale)
     for number, kernel in enumerate(columns.kernels):
-        left, right = scale.x(starts[number]), scale.x(starts[number + 1])
+        left, right = scale.x(edges[number]), scale.x(edges[number + 1])
         alive = {kind: numbers[number] / scale.unit for kind, numbers in columns.by_kind.items() if numbers[number]}
         parts = "\n".join(f"{kind} {size:.2f}" for kind, size in alive.items())
         text = f"{kernel + 1}: {live.kernels[kernel]}\n{sum(alive.values()):.2f} {scale.name}\n{parts}"

@@ -21,9 +21,8 @@ def live_lines(rank: int, live: Live) -> Iterator[str]:
     yield f"  by part   {', '.join(_parts(live.by_part))}"
     yield f"  by phase  at most {_listed(live.by_phase)}"
     listed = [group for group in live.groups if group.kind not in STATE]
-    shown = listed[:MAX_GROUPS]
     yield f"  the largest of {len(listed)} groups of tensors beside weights and the optimizer's state, MiB"
-    for group in shown:
+    for group in listed[:MAX_GROUPS]:
         yield f"  {_group_line(group)}"
     unread = sum(group.unread_bytes for group in live.groups)
     yield f"  {mib(unread)} MiB of all are not read again in the step"
