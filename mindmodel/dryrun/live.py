@@ -203,7 +203,7 @@ class _Step:
         kind, readers = self.kinds[block.key], self._readers(block.key)
         maker = None if block.source == "Weight" else self.trace.makers.get(block.key)  # a weight's is its update
         stays, chain = block.source != "Kernel", self._chain(block.key)
-        dtype, shape = self._type(block.key)
+        dtype, shape = self.trace.type_of(block.key)
         made = self.at.get(maker.time) if maker else None
         return Group(
             kind=kind,
@@ -224,11 +224,6 @@ class _Step:
         if block.source == "Weight":
             return True
         return bool(readers) and (block.source == "ConstantValue" or readers[-1].time >= self.moment)
-
-    def _type(self, key: int) -> tuple[str, tuple[int, ...]]:
-        task = self.trace.makers.get(key)
-        types = zip(task.outputs, task.dtypes, task.shapes) if task else ()
-        return next(((dtype, shape) for output, dtype, shape in types if output == key), ("", ()))
 
     def _chain(self, key: int) -> list[Task]:
         """The operators that made a block, from the last that copied it back to the one that computed it."""

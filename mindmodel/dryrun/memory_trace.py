@@ -32,6 +32,9 @@ GRADIENT_STEPS = (*COPIES, "AllReduce", "ReduceScatter", "AssignAdd", "Add", "Ad
 """Operators between the product that makes a weight's gradient and the optimizer."""
 
 
+DtypeAndShape = tuple[str, tuple[int, ...]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Block:
     """A piece of device memory.
@@ -57,7 +60,7 @@ class Task:
     Attributes:
         time: when, on the clock that names the blocks: all its outputs are taken by then.
         inputs, outputs: keys of blocks.
-        dtypes, shapes: of the outputs.
+        types: dtype and shape of each output.
     """
 
     time: int
@@ -65,8 +68,7 @@ class Task:
     operator: str
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
-    dtypes: tuple[str, ...]
-    shapes: tuple[tuple[int, ...], ...]
+    types: tuple[DtypeAndShape, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +82,12 @@ class Trace:
     def makers(self) -> dict[int, Task]:
         """The task that made each block: the first, before updates in place."""
         return {key: task for task in reversed(self.tasks) for key in task.outputs}
+
+    def type_of(self, key: int) -> DtypeAndShape:
+        """Dtype and shape of a block; empty where no task made it."""
+        maker = self.makers.get(key)
+        types = dict(zip(maker.outputs, maker.types)) if maker else {}
+        return types.get(key, ("", ()))
 
     @cached_property
     def users(self) -> dict[int, list[Task]]:
@@ -130,8 +138,7 @@ def _tasks(lines: Iterator[str]) -> Iterator[Task]:
             operator=operator_of(name),
             inputs=tuple(map(int, KEY.findall(inputs))),
             outputs=tuple(map(int, KEY.findall(outputs))),
-            dtypes=tuple(dtype for dtype, _ in types),
-            shapes=tuple(tuple(map(int, re.findall(r"\d+", shape))) for _, shape in types),
+            types=tuple((dtype, tuple(map(int, re.findall(r"\d+", shape)))) for dtype, shape in types),
         )
 
 
@@ -161,27 +168,28 @@ def kinds_of(trace: Trace, vocab_size: int, num_tokens: int) -> dict[int, str]:
     token and a column an entry of the vocabulary. activations: other results of the network and their gradients.
     constants: what the compiler computed. other: what has no operator of the model.
     """
-    makers, found = trace.makers, dict[int, str]()
+    found: dict[int, str] = {}
     for key, block in sorted(trace.blocks.items()):
-        found[key] = _kind(block, makers.get(key), found, vocab_size, num_tokens)
+        found[key] = _kind(trace, block, found, vocab_size, num_tokens)
     for key in sorted(found, reverse=True):
         if found[key] == "activations" and any(_takes_gradient(task, found) for task in trace.users.get(key, ())):
             found[key] = "gradients"
     return found
 
 
-def _kind(block: Block, task: Task | None, found: Mapping[int, str], vocab_size: int, num_tokens: int) -> str:
+def _kind(trace: Trace, block: Block, found: Mapping[int, str], vocab_size: int, num_tokens: int) -> str:
     if block.source == "Weight":
         return next((kind for prefix, kind in PREFIXES.items() if block.name.startswith(prefix)), "weights")
     if block.source == "ConstantValue":
         return "constants"
+    task = trace.makers.get(block.key)
     if block.source != "Kernel" or task is None or "/" not in task.name:
         return "other"
     if is_update(task.name):
         return "gradients"
     if task.operator in COPIES and task.inputs and found.get(task.inputs[0]) in ("weights", "weight copies"):
         return "weight copies"
-    shape = dict(zip(task.outputs, task.shapes)).get(block.key, ())
+    _, shape = trace.type_of(block.key)
     if len(shape) == 2 and shape[1] == vocab_size and num_tokens % max(shape[0], 1) == 0:
         return "logits"
     return "activations"
