@@ -50,17 +50,6 @@ def added_up(totals: Iterable[Total]) -> list[Total]:
     return [dataclasses.replace(one, count=count, bytes=num_bytes) for one, (count, num_bytes) in sums.items()]
 
 
-@dataclass(frozen=True)
-class _Call:
-    """`count` times one collective; axes of degree 1 included."""
-
-    kind: str
-    axes: tuple[str, ...]
-    dtype: str
-    count: int
-    size: int  # elements
-
-
 def collectives_of(recipe: Recipe, rank: int = 0) -> list[CollectiveTotal]:
     """Collectives of a rank's training step, in alphabetical order; bytes are of the tensors that the rank gives, of
     Receive those that it gets.
@@ -76,23 +65,26 @@ def collectives_of(recipe: Recipe, rank: int = 0) -> list[CollectiveTotal]:
     for call in _calls(one):
         axes = tuple(name for name in AXES if name in call.axes and one.mesh.degree(name) > 1)
         if axes and call.count:
-            num_bytes = call.count * call.size * BYTES[call.dtype]
-            totals.append(
-                CollectiveTotal(kind=call.kind, axes=axes, count=call.count, bytes=num_bytes, dtype=call.dtype)
-            )
+            totals.append(dataclasses.replace(call, axes=axes))
     return sorted(added_up(totals), key=lambda total: (total.kind, total.axes, total.dtype))
 
 
-def _calls(rank: RankSizes) -> Iterator[_Call]:
+def _call(kind: str, axes: tuple[str, ...], dtype: str, count: int, size: int) -> CollectiveTotal:
+    """`count` times one collective of so many elements; axes of degree 1 included."""
+    return CollectiveTotal(kind=kind, axes=axes, count=count, bytes=count * size * BYTES[dtype], dtype=dtype)
+
+
+def _calls(rank: RankSizes) -> Iterator[CollectiveTotal]:
+    times = rank.recipe.parallel.micro_batches
     for call in _of_a_micro_batch(rank):
-        yield dataclasses.replace(call, count=call.count * rank.recipe.parallel.micro_batches)
+        yield dataclasses.replace(call, count=times * call.count, bytes=times * call.bytes)
     for name, held in rank.held.items():
         yield from _of_a_parameter(rank, name, held)
     yield from _of_a_tied_embedding(rank)
-    yield _Call("AllReduce", AXES, "float32", 2, 1)  # GlobalTotals: cross entropy, squares of the gradients
+    yield _call("AllReduce", AXES, "float32", 2, 1)  # GlobalTotals: cross entropy, squares of the gradients
 
 
-def _of_a_micro_batch(rank: RankSizes) -> Iterator[_Call]:
+def _of_a_micro_batch(rank: RankSizes) -> Iterator[CollectiveTotal]:
     if rank.stage == 0:
         yield from _embedding(rank)
     yield from _layers(rank)
@@ -103,49 +95,49 @@ def _of_a_micro_batch(rank: RankSizes) -> Iterator[_Call]:
     yield from _stage_borders(rank)
 
 
-def _embedding(rank: RankSizes) -> Iterator[_Call]:
+def _embedding(rank: RankSizes) -> Iterator[CollectiveTotal]:
     """EmbeddingOverRanks sums rows over tp; transposed in the backward pass."""
     dtype = rank.recipe.train.compute_dtype
     if rank.recipe.parallel.sequence_parallel:
-        yield _Call("ReduceScatter", ("tp",), dtype, 1, rank.whole_stream)
-        yield _Call("AllGather", ("tp",), dtype, 1, rank.stream)
+        yield _call("ReduceScatter", ("tp",), dtype, 1, rank.whole_stream)
+        yield _call("AllGather", ("tp",), dtype, 1, rank.stream)
     else:
-        yield _Call("AllReduce", ("tp",), dtype, 2, rank.whole_stream)
+        yield _call("AllReduce", ("tp",), dtype, 2, rank.whole_stream)
 
 
-def _layers(rank: RankSizes) -> Iterator[_Call]:
+def _layers(rank: RankSizes) -> Iterator[CollectiveTotal]:
     """MatMul of attention.out and mlp.down gives a sum over tp; with sequence parallel what goes into MatMul of qkv and
     gate_up is gathered, and again for the backward pass unless it is kept. Transposed in the backward pass. With a
     layer are computed again its gathers, which nobody keeps then, and all sums but that at its end.
     """
     dtype, layers, again = rank.recipe.train.compute_dtype, rank.num_layers, rank.num_repeated
     if rank.recipe.parallel.sequence_parallel:
-        yield _Call("ReduceScatter", ("tp",), dtype, 4 * layers + again, rank.whole_stream)
+        yield _call("ReduceScatter", ("tp",), dtype, 4 * layers + again, rank.whole_stream)
         twice = again if rank.keeps_tokens else layers
-        yield _Call("AllGather", ("tp",), dtype, 4 * layers + 2 * twice, rank.stream)
+        yield _call("AllGather", ("tp",), dtype, 4 * layers + 2 * twice, rank.stream)
     else:
-        yield _Call("AllReduce", ("tp",), dtype, 4 * layers + again, rank.whole_stream)
+        yield _call("AllReduce", ("tp",), dtype, 4 * layers + again, rank.whole_stream)
 
 
-def _context(rank: RankSizes) -> Iterator[_Call]:
+def _context(rank: RankSizes) -> Iterator[CollectiveTotal]:
     """FlashAttentionScore needs keys and values of all of cp; transposed backwards. Recomputed with a layer."""
     dtype, keys = rank.recipe.train.compute_dtype, rank.tokens * rank.kv_width
-    yield _Call("AllGather", ("cp",), dtype, 2 * (rank.num_layers + rank.num_repeated), keys)
-    yield _Call("ReduceScatter", ("cp",), dtype, 2 * rank.num_layers, keys * rank.mesh.cp)
+    yield _call("AllGather", ("cp",), dtype, 2 * (rank.num_layers + rank.num_repeated), keys)
+    yield _call("ReduceScatter", ("cp",), dtype, 2 * rank.num_layers, keys * rank.mesh.cp)
 
 
-def _copied_heads(rank: RankSizes) -> Iterator[_Call]:
+def _copied_heads(rank: RankSizes) -> Iterator[CollectiveTotal]:
     """Ranks with copies of a KV head project parts of its group, which Split needs whole; transposed backwards, which
     sums the copies' gradients. Recomputed with a layer.
     """
     if rank.kv_copies == 1:
         return
     dtype, rows = rank.recipe.train.compute_dtype, rank.tokens * rank.qkv_width
-    yield _Call("AllGather", ("tp",), dtype, rank.num_layers + rank.num_repeated, rows)
-    yield _Call("ReduceScatter", ("tp",), dtype, rank.num_layers, rows * rank.kv_copies)
+    yield _call("AllGather", ("tp",), dtype, rank.num_layers + rank.num_repeated, rows)
+    yield _call("ReduceScatter", ("tp",), dtype, rank.num_layers, rows * rank.kv_copies)
 
 
-def _head_and_loss(rank: RankSizes) -> Iterator[_Call]:
+def _head_and_loss(rank: RankSizes) -> Iterator[CollectiveTotal]:
     """LogitsInSlices: tokens gathered as those of other columns; for each slice the largest, the sum of
     exponentials and the label's logit; two gradients. SumExt of the loss, and of the z-loss, over all tokens:
     transposed where micro-batches add up. A later stage is fed its labels as they are cut by sequence, and the loss
@@ -153,27 +145,27 @@ def _head_and_loss(rank: RankSizes) -> Iterator[_Call]:
     """
     train, tokens = rank.recipe.train, rank.tokens
     if rank.recipe.parallel.sequence_parallel:
-        yield _Call("AllGather", ("tp",), train.compute_dtype, 1 if rank.keeps_tokens else 2, rank.stream)
-        yield _Call("ReduceScatter", ("tp",), train.compute_dtype, 1, rank.whole_stream)
-    yield _Call("AllReduce", ("tp",), "float32", 3 * rank.loss_slices, tokens // rank.loss_slices)
-    yield _Call("AllReduce", ("tp",), "float32", 2, tokens)
+        yield _call("AllGather", ("tp",), train.compute_dtype, 1 if rank.keeps_tokens else 2, rank.stream)
+        yield _call("ReduceScatter", ("tp",), train.compute_dtype, 1, rank.whole_stream)
+    yield _call("AllReduce", ("tp",), "float32", 3 * rank.loss_slices, tokens // rank.loss_slices)
+    yield _call("AllReduce", ("tp",), "float32", 2, tokens)
     sums = 2 if train.z_loss else 1
-    yield _Call("AllReduce", DATA, "float32", 2 * sums if rank.accumulates else sums, 1)
+    yield _call("AllReduce", DATA, "float32", 2 * sums if rank.accumulates else sums, 1)
     if rank.mesh.pp > 1:
-        yield _Call("AllGather", DATA, "int32", 1, tokens)
+        yield _call("AllGather", DATA, "int32", 1, tokens)
 
 
-def _stage_borders(rank: RankSizes) -> Iterator[_Call]:
+def _stage_borders(rank: RankSizes) -> Iterator[CollectiveTotal]:
     """The residual stream between chunks of layers, and its gradient back."""
     pp, chunks = rank.mesh.pp, rank.recipe.parallel.interleave
     parts = [chunk * pp + rank.stage for chunk in range(chunks)]
     after = sum(part < pp * chunks - 1 for part in parts)
     before = sum(part > 0 for part in parts)
     for kind in ("Send", "Receive"):
-        yield _Call(kind, ("pp",), rank.recipe.train.compute_dtype, after + before, rank.stream)
+        yield _call(kind, ("pp",), rank.recipe.train.compute_dtype, after + before, rank.stream)
 
 
-def _of_a_parameter(rank: RankSizes, name: str, held: Held) -> Iterator[_Call]:
+def _of_a_parameter(rank: RankSizes, name: str, held: Held) -> Iterator[CollectiveTotal]:
     """Gradients are summed over the ranks that hold copies: whole, or where the optimizer is sharded each rank its
     slice, in float32 unless the collectives are our own. Weights are then gathered, after their Cast where that is the
     first operator on them.
@@ -186,12 +178,12 @@ def _of_a_parameter(rank: RankSizes, name: str, held: Held) -> Iterator[_Call]:
     is_table = name == TABLE
     if level == "none":
         is_copy = is_table and rank.has_copy  # its gradient goes to the first stage
-        yield _Call("AllReduce", axes, "float32", 0 if is_copy else held.count, whole)
+        yield _call("AllReduce", axes, "float32", 0 if is_copy else held.count, whole)
         return
     gathered = "float32" if is_table and not rank.has_own_embedding else dtype
     summed = dtype if _is_summed_in_compute(rank, name) else "float32"
-    yield _Call("ReduceScatter", axes, summed, _num_scatters(rank, name) * held.count, whole)
-    yield _Call("AllGather", axes, gathered, _num_gathers(rank, name, held), own)
+    yield _call("ReduceScatter", axes, summed, _num_scatters(rank, name) * held.count, whole)
+    yield _call("AllGather", axes, gathered, _num_gathers(rank, name, held), own)
 
 
 def _is_summed_in_compute(rank: RankSizes, name: str) -> bool:
@@ -226,9 +218,9 @@ def _uses_table_twice(rank: RankSizes) -> bool:
     return rank.sums_in_compute or parallel.shard_optimizer == "gradients" and rank.accumulates
 
 
-def _of_a_tied_embedding(rank: RankSizes) -> Iterator[_Call]:
+def _of_a_tied_embedding(rank: RankSizes) -> Iterator[CollectiveTotal]:
     """Sent from the first stage to the last once a step, and its gradient back."""
     if rank.recipe.model.tied_embeddings and rank.mesh.pp > 1 and (rank.stage == 0 or rank.is_last):
         slice_size = rank.held[TABLE].own
         for kind in ("Send", "Receive"):
-            yield _Call(kind, ("pp",), "float32", 1, slice_size)
+            yield _call(kind, ("pp",), "float32", 1, slice_size)

@@ -174,7 +174,7 @@ def _logit_bytes(rank: RankSizes) -> float:
     """
     if rank.is_alone:
         return 4 * (4 if rank.accumulates else 5)
-    kept = rank.value_bytes if rank.keeps_logits else 0
+    kept = rank.value_bytes if rank.recipe.parallel.recompute == "none" else 0
     return max(kept + rank.value_bytes + 2 * 4 / rank.loss_slices, 2 * rank.value_bytes)
 
 

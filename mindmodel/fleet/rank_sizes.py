@@ -179,11 +179,6 @@ class RankSizes:
         return self.width(self.recipe.model.vocab_size or 0)
 
     @property
-    def keeps_logits(self) -> bool:
-        """Whether LogitsInSlices keeps them for the backward pass."""
-        return self.recipe.parallel.recompute == "none"
-
-    @property
     def head_name(self) -> str:
         """Of the output layer's weight."""
         return TABLE if self.recipe.model.tied_embeddings else "head.weight"
