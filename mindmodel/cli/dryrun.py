@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Iterator, Optional, Sequence
@@ -224,7 +225,9 @@ def _prove(recipe: Recipe, args: argparse.Namespace, terminal: Terminal) -> int:
 
 
 def _proof_json(proof: Proof) -> dict:
-    differences = {name: getattr(proof, name) for name in ("loss", "gradient", "weight", "copies")}
+    """JSON has no infinity: a difference from what is not a number is null."""
+    numbers = {name: getattr(proof, name) for name in ("loss", "gradient", "weight", "copies")}
+    differences = {name: number if math.isfinite(number) else None for name, number in numbers.items()}
     return {"holds": proof.holds, **differences, "worst": proof.worst[0]}
 
 

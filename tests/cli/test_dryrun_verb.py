@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 
@@ -193,6 +194,13 @@ def test_a_proof_for_scripts_is_one_object(path, prover, capsys):
     assert main(["dryrun", path, "--devices", "8", "--prove", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["holds"] is True and found["weight"] == 1e-13
+
+
+def test_for_scripts_an_infinite_difference_is_null(path, prover, capsys):
+    prover["weight"] = math.inf
+    assert main(["dryrun", path, "--devices", "8", "--prove", "--json"]) == 1
+    out = capsys.readouterr().out
+    assert "Infinity" not in out and json.loads(out)["weight"] is None
 
 
 def test_what_is_alive_is_printed_and_written_as_a_page_in_the_runs_folder(path, compiler, capsys, tmp_path):
