@@ -190,7 +190,7 @@ def _differences(
 
 def _apart(one: Sequence[Sequence[float]], many: Sequence[Sequence[float]]) -> float:
     """Largest relative difference of a number of each step, which every rank must have."""
-    return max(_finite(abs(rank - step[0]) / abs(step[0])) for step, ranks in zip(one, many) for rank in ranks)
+    return max(_finite(abs(rank - step[0]) / (abs(step[0]) or 1.0)) for step, ranks in zip(one, many) for rank in ranks)
 
 
 def _finite(difference: float) -> float:

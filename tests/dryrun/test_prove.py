@@ -44,6 +44,10 @@ def proof_of(partition, **changed):
     )
 
 
+def test_a_norm_may_be_zero():
+    assert prove_module._apart([[0.0], [0.0]], [[0.0, 0.0], [0.0, 0.5]]) == 0.5
+
+
 def with_one(ranks, rank, name, array):
     return [{**arrays, name: array} if number == rank else arrays for number, arrays in enumerate(ranks)]
 
