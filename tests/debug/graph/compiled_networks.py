@@ -174,11 +174,10 @@ def test_a_mask_of_each_of_some_layers_is_named(printed, small_recipe, seed):
         data=dataclasses.replace(small_recipe.data, seq_len=seq_len),
         train=dataclasses.replace(small_recipe.train, tokens_per_step=seq_len, seed=seed),
     ), with_masks)
+    assert code == 0
     (alarm,) = alarms(lines)
-    name = "layers.*.attention.causal_attention.mask"
-    assert code == 0 and alarm.startswith(
-        f"  never updated: {name} float32[{seq_len}, {seq_len}], {len(layers)} of them: "
-    )
+    mask = f"layers.*.attention.causal_attention.mask float32[{seq_len}, {seq_len}]"
+    assert alarm.startswith(f"  never updated: {mask}, {len(layers)} of them: ")
 
 
 def test_a_whole_step_with_the_kernels_of_ascend_lists_them_and_nothing_else(compile_recipe, kernels_of):
