@@ -259,7 +259,7 @@ class HeadLossCPU(nn.Cell):
         self.columns = Tensor(np.arange(vocab_size, dtype=np.int32).reshape(1, -1))
         self.log_softmax = ops.LogSoftmax(-1)
         self.softmax = ops.Softmax(-1)
-        self.sum = ops.ReduceSum()
+        self.dot = ops.MatMul(transpose_a=True)
         self.pick = ops.GatherD()
         self.logits_matmul = ops.MatMul(transpose_b=True)
         self.hidden_matmul = ops.MatMul()
@@ -294,7 +294,8 @@ class HeadLossCPU(nn.Cell):
         column = ops.maximum(column, 0)
         log_probability = self.pick(self.log_softmax(logits), 1, column)
         log_sum = self.pick(logits, 1, column) - log_probability
-        return -self.sum(log_probability * keep), self.sum(log_sum * log_sum * keep), log_sum
+        entropy, squares = self.dot(log_probability, keep), self.dot(log_sum * log_sum, keep)
+        return -entropy.reshape(()), squares.reshape(()), log_sum
 
     def dlogits(self, logits, column, log_sum):
         """Gradient of the sum to differentiate."""

@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from dry_runs import recipe_for
 from graph_edits import is_gradient_sum, nodes_of, without
+from mindmodel.cli.main import main
 from mindmodel.data.loader import Batch
 from mindmodel.debug.traces import layout_side
 from mindmodel.debug.traces.compare import compare_traces
 from mindmodel.debug.traces.inputs import Inputs
+from mindmodel.debug.traces.inputs import inputs_of as random_inputs_of
 from mindmodel.debug.traces.layout_side import num_devices_of, sized, trace_graphs, trace_layout
-from mindmodel.debug.traces.trace import LOGITS, places
+from mindmodel.debug.traces.trace import LOGITS, places, write_trace
 from mindmodel.dryrun.prove import LR, batches_of, reference
 from mindmodel.dryrun.scopes import GRADIENTS, place_of
 from mindmodel.errors import TraceError
+from mindmodel.recipe.dump import recipe_to_yaml
+from mindmodel.recipe.load import load_recipe
 
 RTOL = 1e-6  # of the largest entry: what float32 keeps
 IN_ONE_PIECE = ["dp2 tp2", "cp2 tp2 sequence_parallel", "dp4 states", "tp2 recompute selective", "dp2 tp2 recompute",
                 "tp4 copied heads"]
 IN_PARTS = ["pp2 tied", "dp2 accumulated", "everything"]
+SUMMED = ("dp4", "dp2 tp2", "dp2 cp2")
+"""Layouts whose gradients are summed over ranks and stay whole."""
 
 
 def inputs_of(partition):
@@ -35,10 +44,10 @@ def traced(partition, graphs=None, weights=None):
     return trace_graphs(partition.recipe, graphs, partition.slices, inputs_of(partition), weights)
 
 
-def alone(partition, weights=None):
+def alone(partition, weights=None, inputs=None):
     """The same step on one device."""
     one, slices = partition.one.graph(), partition.one.slices()
-    return trace_graphs(reference(partition.recipe), [one], [slices], inputs_of(partition), weights)
+    return trace_graphs(reference(partition.recipe), [one], [slices], inputs or inputs_of(partition), weights)
 
 
 def apart(one, other, kind):
@@ -78,20 +87,60 @@ def parameter_of(node):
     return {"embedding.embedding": "embedding.weight", "loss.logits": "head.weight"}.get(place, f"{place}.weight")
 
 
+def sums_of_gradients(partition):
+    """The nodes of every rank, for each sum."""
+    sums = [[node for node in nodes_of(graph, "AllReduce") if is_gradient_sum(node)] for graph in partition.graphs]
+    return list(zip(*sums, strict=True))
+
+
+def without_sum(partition, nodes):
+    """The graphs of all ranks without these."""
+    return [
+        without(graph, "AllReduce", lambda other, node=node: other.name == node.name)
+        for graph, node in zip(partition.graphs, nodes)
+    ]
+
+
 @pytest.mark.parametrize("layout", ["dp2 tp2"])
 def test_a_gradient_without_its_sum_is_named_whichever_it_is(partition):
     wanted = alone(partition)
     assert compare_traces(traced(partition), wanted).first is None
-    sums = [[node for node in nodes_of(graph, "AllReduce") if is_gradient_sum(node)] for graph in partition.graphs]
-    assert len(sums[0]) > 5
-    for nodes in zip(*sums, strict=True):
-        faulty = [
-            without(graph, "AllReduce", lambda other, node=node: other.name == node.name)
-            for graph, node in zip(partition.graphs, nodes)
-        ]
-        first = compare_traces(traced(partition, faulty), wanted).first
+    assert len(sums_of_gradients(partition)) > 5
+    for nodes in sums_of_gradients(partition):
+        first = compare_traces(traced(partition, without_sum(partition, nodes)), wanted).first
         assert (first.kind, first.place) == ("weight_grad", parameter_of(nodes[0]))
         assert first.typical > 0.1
+
+
+@pytest.fixture
+def compared(partition, monkeypatch, tmp_path, capsys):
+    """Function: exit code and last line of `debug compare` of one device and the layout, compiled to these graphs."""
+    monkeypatch.chdir(tmp_path)
+    Path("layout.yaml").write_text(recipe_to_yaml(partition.recipe))
+
+    def command(seed, graphs):
+        @contextmanager
+        def compiled(jobs, at_once, progress=None):
+            made = zip(jobs, graphs, partition.slices, strict=True)
+            yield {job.name: SimpleNamespace(graph=lambda g=graph: g, slices=lambda s=slices: s)
+                   for job, graph, slices in made}
+
+        monkeypatch.setattr(layout_side, "compiled", compiled)
+        inputs = random_inputs_of(load_recipe("layout.yaml", [f"train.seed={seed}"]))
+        write_trace(alone(partition, inputs=inputs), Path("alone"))
+        code = main(["debug", "compare", "alone", "layout.yaml", f"train.seed={seed}"])
+        return code, capsys.readouterr().out.splitlines()[-1]
+
+    return command
+
+
+@pytest.mark.parametrize("seed, layout", [(seed, random.Random(str(seed)).choice(SUMMED)) for seed in range(5)])
+def test_a_gradient_without_its_sum_is_named_by_the_command(partition, compared, seed):
+    code, said = compared(seed, partition.graphs)
+    assert code == 0 and said.startswith(("equal ", "agree "))
+    nodes = random.Random(seed).choice(sums_of_gradients(partition))
+    code, said = compared(seed, without_sum(partition, nodes))
+    assert code == 1 and said.startswith(f"part at     {parameter_of(nodes[0])}, weight's gradient: ")
 
 
 @pytest.mark.parametrize("layout", ["dp2 tp2"])

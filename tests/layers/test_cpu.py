@@ -210,6 +210,18 @@ def test_a_loss_for_evaluation_is_that_of_training(kernels, compiling):
     np.testing.assert_allclose([x.asnumpy() for x in evaluation], [x.asnumpy() for x in training[:2]], rtol=1e-6)
 
 
+def test_a_loss_of_many_rows_is_as_exact_as_one_of_few(kernels, compiling, without_fusion):
+    """Numbers that are added one after another lose a digit here."""
+    from mindspore import Tensor
+
+    inputs = hidden, weight, labels = normal(4096, 6), normal(9, 6), np.arange(4096, dtype=np.int32) % 9
+    with compiling():
+        loss = head_loss(kernels, 9)(*map(Tensor, inputs)).asnumpy()
+    logits = hidden.astype(np.float64) @ weight.astype(np.float64).T
+    exact = np.log(np.exp(logits).sum(1)) - logits[np.arange(4096), labels]
+    assert loss == pytest.approx(exact.sum(), rel=3e-7)
+
+
 def test_all_labels_ignored_is_no_loss_and_no_gradient(kernels, compiling):
     inputs = (normal(4, 6), normal(9, 6), np.full(4, -100, np.int32))
     loss, gradients = forward_and_gradients(head_loss(kernels, 9), inputs, np.array(1, np.float32), (0, 1), compiling)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import random
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from mindmodel.cli.debug import graph
+from mindmodel.cli.main import main
 from mindmodel.debug.graph.difference import changes
+from mindmodel.debug.graph.summary import read_summary
 from mindmodel.errors import GraphError
+from mindmodel.recipe.dump import recipe_to_yaml
 
 HERE = Path(__file__)
 SIZE = 32
@@ -36,17 +42,31 @@ def compile_network(runtime, without_fusion):
 
 @pytest.fixture
 def compile_recipe(small_recipe, runtime, without_fusion):
-    """Function: compile the training step of the small recipe."""
+    """Function: compile the training step of the small recipe, or of another; a fault may be put into its decoder."""
     from mindmodel.debug.graph.compile import compile_on_cpu
     from mindmodel.recipe.rules import resolve_degrees, with_defaults
     from mindmodel.train.build import build
 
-    def compile_one():
-        recipe = resolve_degrees(with_defaults(small_recipe), 1)
+    def compile_one(recipe=small_recipe, fault=lambda decoder: None):
+        recipe = resolve_degrees(with_defaults(recipe), 1)
         built = build(recipe)
+        fault(built.decoder)
         return compile_on_cpu(built.whole, built.example(recipe), runtime.cache)
 
     return compile_one
+
+
+@pytest.fixture
+def printed(compile_recipe, monkeypatch, tmp_path, capsys):
+    """Function: exit code and printed lines of `debug graph` on a recipe whose decoder may have a fault."""
+    monkeypatch.chdir(tmp_path)
+
+    def command(recipe, *fault):
+        monkeypatch.setattr(graph, "_on_cpu", lambda recipe, terminal: compile_recipe(recipe, *fault))
+        Path("recipe.yaml").write_text(recipe_to_yaml(recipe))
+        return main(["debug", "graph", "recipe.yaml"]), capsys.readouterr().out.splitlines()
+
+    return command
 
 
 @pytest.fixture
@@ -118,13 +138,46 @@ def test_a_kernel_for_other_dtypes_only_is_none(compile_network, runtime):
     assert found.reason == "Select CPU operator[Softmax] fail! Unsupported data type!"
 
 
-def test_a_clean_step_gives_no_alarm(compile_recipe):
-    step = compile_recipe()
-    summary = step.summary("demo", "cpu")
-    assert summary.missing == () and summary.duplicates == () and summary.frozen == ()
+def alarms(lines):
+    """Those that tell of a fault."""
+    return [line for line in lines if line.startswith(("  never updated", "  held")) or "have none on this" in line]
+
+
+def test_a_clean_step_gives_no_alarm(printed, small_recipe):
+    code, lines = printed(small_recipe)
+    assert code == 0 and alarms(lines) == [] and lines[-1] == "kernels     all operators have one"
+    summary = read_summary(Path("runs/tests/graph/graph.json"))
     assert summary.layers["layers.0"][0] > 10 and summary.kinds["MatMul"] > 5
-    assert all("mindmodel/layers/" in step.stages[name] for name in ("1_parsed", "2_optimized", "3_kernels"))
+    for stage in ("1_parsed", "2_optimized", "3_kernels"):
+        assert "mindmodel/layers/" in Path(f"runs/tests/graph/{stage}.ir").read_text()
     assert any(row.where.startswith("mindmodel/layers/cpu.py:") for row in summary.tensors)
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, 5))])
+def test_a_mask_of_each_of_some_layers_is_named(printed, small_recipe, seed):
+    import mindspore as ms
+
+    draw = random.Random(seed)
+    num_layers, seq_len = draw.randrange(2, 5), draw.choice((8, 12, 16))
+    layers = draw.sample(range(num_layers), draw.randrange(2, num_layers + 1))
+
+    def with_masks(decoder):
+        for layer in layers:
+            attention = decoder.layers[layer].attention.causal_attention
+            mask = ms.Parameter(attention.mask, f"layers.{layer}.attention.causal_attention.mask", requires_grad=False)
+            del attention.mask
+            attention.mask = mask
+
+    code, lines = printed(dataclasses.replace(
+        small_recipe,
+        model=dataclasses.replace(small_recipe.model, num_layers=num_layers),
+        data=dataclasses.replace(small_recipe.data, seq_len=seq_len),
+        train=dataclasses.replace(small_recipe.train, tokens_per_step=seq_len, seed=seed),
+    ), with_masks)
+    assert code == 0
+    (alarm,) = alarms(lines)
+    mask = f"layers.*.attention.causal_attention.mask float32[{seq_len}, {seq_len}]"
+    assert alarm.startswith(f"  never updated: {mask}, {len(layers)} of them: ")
 
 
 def test_a_whole_step_with_the_kernels_of_ascend_lists_them_and_nothing_else(compile_recipe, kernels_of):
@@ -149,23 +202,6 @@ def test_results_of_several_tensors_are_operands_of_the_operators_that_are_tried
             return ops.rms_norm(ops.concat(ops.split(x, SIZE // 2)), self.gamma)[0]
 
     assert [one.operator for one in compile_network(Halves()).missing] == ["RmsNorm"]
-
-
-def test_a_mask_of_each_layer_is_seen(compile_network, blocks):
-    import mindspore as ms
-    from mindspore import nn
-
-    class Masked(nn.Cell):
-        def __init__(self):
-            super().__init__()
-            mask = np.triu(np.ones((SIZE, SIZE), np.float32), 1)
-            self.mask = ms.Parameter(mask, name="mask", requires_grad=False)
-
-        def construct(self, x):
-            return x + self.mask
-
-    (found,) = compile_network(blocks(Masked)).summary("demo", "cpu").frozen
-    assert (found.name, found.count, found.num_bytes) == ("layers.*.mask", 3, 3 * 4 * SIZE**2)
 
 
 def test_a_constant_mask_of_each_layer_is_merged_by_the_compiler(compile_network, blocks):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -14,22 +15,25 @@ import pytest
 import torch
 import transformers
 
+from mindmodel.cli.main import main
+from mindmodel.debug.traces import sides
 from mindmodel.debug.traces.compare import compare_traces
 from mindmodel.debug.traces.hf_side import trace_hugging_face
 from mindmodel.debug.traces.inputs import Inputs, inputs_of
-from mindmodel.debug.traces.trace import places
+from mindmodel.debug.traces.trace import places, write_trace
 from mindmodel.errors import ConversionError, TraceError
 from mindmodel.models.family import find_family, parameter_shapes
+from mindmodel.recipe.dump import recipe_to_yaml
 from mindmodel.recipe.load import recipe_from_dict
 from mindmodel.recipe.rules import resolve_degrees, with_defaults
 
-SIZES = {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "ffn_size": 64, "vocab_size": 300}
+SIZES = {"hidden_size": 32, "num_heads": 4, "num_kv_heads": 2, "ffn_size": 64, "vocab_size": 300}
 
 
-def a_recipe(folder: Path, family: str = "llama", dtype: str = "float32", tied: bool = False, **train):
+def a_recipe(folder: Path, family: str = "llama", dtype: str = "float32", tied: bool = False, layers: int = 2, **train):
     recipe = recipe_from_dict({
         "name": "tests",
-        "model": {**SIZES, "family": family, "tied_embeddings": tied},
+        "model": {**SIZES, "family": family, "tied_embeddings": tied, "num_layers": layers},
         "data": {"source": "stdlib", "seq_len": 16, "tokenizer_vocab_size": 300},
         "train": {"steps": 1, "tokens_per_step": 64, "compute_dtype": dtype, "init_from": str(folder), **train},
         "runtime": {"device": "cpu", "cpu_kernels": "graph"},
@@ -41,7 +45,7 @@ def saved(recipe, **changes) -> Path:
     """The recipe's model as transformers saves it, with random weights of a size that makes a fault show."""
     folder = Path(recipe.train.init_from)
     config = {**find_family(recipe.model.family).write_config(recipe.model), **changes}
-    torch.manual_seed(5)
+    torch.manual_seed(recipe.train.seed)
     model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**config))
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, 1.0 if parameter.ndim == 1 else 0.0, 0.1)
@@ -55,76 +59,107 @@ def some_ignored(inputs: Inputs) -> Inputs:
     return dataclasses.replace(inputs, batch=dataclasses.replace(inputs.batch, labels=labels))
 
 
-@pytest.fixture
-def both(runtime, without_fusion, tmp_path):
-    """Function: traces of a recipe on MindSpore and of its folder on torch."""
-    from mindmodel.debug.traces.tapped import trace_step
+IN_PLACE = np.tile(np.arange(16, dtype=np.int32), (4, 1))
+"""Of each label of a batch, the token of its sequence that it is taken from."""
+CLIPPED = {"z_loss": 0.1, "clip_norm": 0.5}
+TIED = {"family": "qwen3", "dtype": "bfloat16", "tied": True, "layers": 3}
+models = pytest.mark.parametrize("given", [
+    pytest.param(CLIPPED, id="llama"), pytest.param({**TIED, **CLIPPED}, id="qwen3 bfloat16", marks=pytest.mark.long),
+])
 
-    def trace(**given):
-        recipe = a_recipe(tmp_path / "hf", **given)
-        folder, inputs = saved(recipe), some_ignored(inputs_of(recipe))
-        return (
-            trace_step(recipe, inputs, runtime, "ours"),
-            trace_hugging_face(folder, inputs, recipe.train.compute_dtype, recipe),
-        )
+
+def one_off(seed: int) -> np.ndarray:
+    """Labels of the token before or behind: of all sequences or of one, from some token on."""
+    draw, order = random.Random(seed), IN_PLACE.copy()
+    rows, first = draw.choice((slice(None), draw.randrange(4))), draw.randrange(8)
+    order[rows, first:] = np.clip(order[rows, first:] + draw.choice((-1, 1)), 0, 15)
+    return order
+
+
+@pytest.fixture(scope="module")
+def compiled_steps():
+    """By recipe, but for seed and weights."""
+    return {}
+
+
+@pytest.fixture
+def our_trace(runtime, without_fusion, compiled_steps, monkeypatch):
+    """Function: the first step of a recipe on MindSpore, with labels that are taken from elsewhere."""
+    import mindspore as ms
+    from mindspore import ops
+
+    from mindmodel.debug.traces.tapped import TracedSteps
+    from mindmodel.train import build
+    from mindmodel.train.init_from import initial_weights
+    from mindmodel.train.state import hold_first
+
+    class Reordered(build.DecoderLoss):
+        def __init__(self, *arguments, **keywords):
+            super().__init__(*arguments, **keywords)
+            self.order = ms.Parameter(ms.Tensor(IN_PLACE), name="order", requires_grad=False)
+
+        def construct(self, ids, labels):
+            labels = ops.gather_elements(labels, 1, self.order)
+            return self.loss(self.decoder.hidden(ids), self.decoder.head.weight, labels.reshape((-1,)))
+
+    monkeypatch.setattr(build, "DecoderLoss", Reordered)
+
+    def trace(recipe, order=IN_PLACE):
+        key = dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, seed=0, init_from=None))
+        if key not in compiled_steps:
+            compiled_steps[key] = TracedSteps(key, runtime)
+        steps = compiled_steps[key]
+        hold_first(steps._built, recipe, 0, initial_weights(recipe).weights)
+        for name, parameter in steps._built.optimizer.state().items():
+            parameter.set_data(ms.Tensor(np.full(parameter.shape, name.endswith("_power"), np.float32)))
+        steps._step.network.order.set_data(ms.Tensor(order))
+        return steps.trace(some_ignored(inputs_of(recipe)), "ours")
 
     return trace
 
 
-@pytest.fixture
-def labels_one_further(monkeypatch):
-    """A loss that shifts labels which are shifted already, as that of Hugging Face's models does."""
-    from mindspore import ops
-
-    from mindmodel.train import build
-
-    class Shifted(build.DecoderLoss):
-        def construct(self, ids, labels):
-            labels = ops.concat((labels[:, 1:], labels[:, :1]), 1)
-            return self.loss(self.decoder.hidden(ids), self.decoder.head.weight, labels.reshape((-1,)))
-
-    monkeypatch.setattr(build, "DecoderLoss", Shifted)
-
-
-def assert_agree(ours, theirs):
+@models
+def test_our_step_is_that_of_transformers_at_every_place(our_trace, tmp_path, given):
+    recipe = a_recipe(tmp_path / "hf", **given)
+    folder = saved(recipe)
+    ours = our_trace(recipe)
+    theirs = trace_hugging_face(folder, some_ignored(inputs_of(recipe)), recipe.train.compute_dtype, recipe)
     comparison = compare_traces(ours, theirs)
     assert comparison.first is None and not comparison.left_out
-    assert [row.place for row in comparison.rows if row.kind == "activation"] == [*flow_of(ours), "loss"]
-
-
-def flow_of(trace):
-    return list(trace.tensors["activation"])
-
-
-def assert_the_loss_is_named(ours, theirs):
-    """Everything before it is the same."""
-    first = compare_traces(ours, theirs).first
-    assert (first.kind, first.place) == ("activation", "loss")
-    assert first.typical > 3 * first.explained
-
-
-def test_our_step_is_that_of_transformers_at_every_place(both):
-    ours, theirs = both(z_loss=0.1, clip_norm=0.5)
-    assert_agree(ours, theirs)
-    model = a_recipe(Path("hf")).model
-    assert flow_of(theirs) == list(places(model))
-    assert theirs.tensors["weight"].keys() == theirs.tensors["weight_grad"].keys() == parameter_shapes(model).keys()
-    assert "LlamaForCausalLM of transformers" in theirs.source and theirs.library != ours.library
+    flow = list(places(recipe.model))
+    assert [row.place for row in comparison.rows if row.kind == "activation"] == [*flow, "loss"]
+    assert list(ours.tensors["activation"]) == list(theirs.tensors["activation"]) == flow
+    for kind in ("weight", "weight_grad"):
+        assert theirs.tensors[kind].keys() == parameter_shapes(recipe.model).keys()
+    assert "ForCausalLM of transformers" in theirs.source and theirs.library != ours.library
     assert theirs.grad_norm > 0.5  # is clipped
 
 
-def test_labels_that_are_one_off_are_found_as_a_loss_behind_equal_logits(both, labels_one_further):
-    assert_the_loss_is_named(*both())
+@pytest.fixture
+def compared(our_trace, monkeypatch, tmp_path, capsys):
+    """Function: exit code and last line of `debug compare` of a recipe and its folder; our side is computed here."""
+
+    def command(recipe, order):
+        def run_command(*arguments):
+            write_trace(our_trace(recipe, order), Path(arguments[arguments.index("--out") + 1]))
+
+        monkeypatch.setattr(sides, "run_command", run_command)
+        (tmp_path / "recipe.yaml").write_text(recipe_to_yaml(recipe))
+        code = main(["debug", "compare", str(tmp_path / "recipe.yaml"), str(saved(recipe))])
+        return code, capsys.readouterr().out.splitlines()[-1]
+
+    return command
 
 
-@pytest.mark.long
-def test_with_norms_of_heads_and_tied_in_bfloat16_too(both):
-    assert_agree(*both(family="qwen3", dtype="bfloat16", tied=True))
-
-
-@pytest.mark.long
-def test_labels_that_are_one_off_are_found_in_bfloat16_too(both, labels_one_further):
-    assert_the_loss_is_named(*both(family="qwen3", dtype="bfloat16", tied=True))
+@models
+@pytest.mark.parametrize("seed", range(5))
+def test_labels_that_are_one_off_are_named_by_the_command(compared, tmp_path, seed, given):
+    """As a loss behind equal logits."""
+    recipe = a_recipe(tmp_path / "hf", seed=seed, **given)
+    dtype = recipe.train.compute_dtype
+    assert compared(recipe, IN_PLACE) == (0, f"agree       rounding of {dtype} explains every difference")
+    code, said = compared(recipe, one_off(seed))
+    assert code == 1 and said.startswith("part at     loss, activation: ")
 
 
 # Without MindSpore
