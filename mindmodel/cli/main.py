@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import os
+import shutil
 import sys
+import textwrap
 from typing import Optional, Sequence
 
 from mindmodel import __version__
+from mindmodel.cli.arguments import HelpFormatter
 from mindmodel.errors import MindModelError, TrainingError
 from mindmodel.parallel.rank_error import report_error
 
@@ -16,7 +20,7 @@ VERBS = {
     "train": "train a model from a recipe; continues when its run folder holds a run",
     "launch": "the same training on many processes and nodes through msrun",
     "dryrun": "compile a layout for N simulated Ascend devices: memory, collectives, kernels, proof",
-    "debug": "what the compiler made of a training step, and which operators have no kernel",
+    "debug": "look into a training step: its graph, time, memory and numbers, and the first NaN",
     "recipe": "show a recipe resolved, with its parameters, tokens, memory and disk",
     "generate": "sample text from a run",
     "eval": "loss and perplexity of a run on held-out tokens or a text",
@@ -27,8 +31,11 @@ VERBS = {
 
 
 def _overview() -> str:
-    width = max(map(len, VERBS))
-    lines = [f"  {verb:<{width}}  {summary}" for verb, summary in VERBS.items()]
+    columns, names = shutil.get_terminal_size().columns - 1, max(map(len, VERBS)) + 4
+    lines = [
+        textwrap.fill(f"  {verb:<{names - 4}}  {summary}", columns, subsequent_indent=" " * names)
+        for verb, summary in VERBS.items()
+    ]
     return "\n".join(["usage: mindmodel VERB ... (mindmodel VERB --help explains one)", "", *lines, "",
                       "first:  mindmodel train recipes/cpu/tiny.yaml"])
 
@@ -37,7 +44,7 @@ def parse_arguments(verb: str, arguments: Sequence[str]) -> argparse.Namespace:
     """The arguments of one verb; only that verb's file is imported."""
     module = importlib.import_module(f"mindmodel.cli.{verb}")
     parser = argparse.ArgumentParser(
-        prog=f"mindmodel {verb}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"mindmodel {verb}", description=module.__doc__, formatter_class=HelpFormatter
     )
     module.add_arguments(parser)
     leaves = {leaf.prog.rpartition(" ")[2]: leaf for leaf in getattr(parser, "leaves", ())}
@@ -75,12 +82,19 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         print(f"mindmodel {__version__}")
         return 0
     if arguments[0] not in VERBS:
-        print(f"mindmodel: '{arguments[0]}' is no verb. Use one of: {', '.join(VERBS)}.", file=sys.stderr)
+        near = difflib.get_close_matches(arguments[0], VERBS, 1)
+        works = f"Did you mean '{near[0]}'?" if near else f"Use one of: {', '.join(VERBS)}."
+        print(f"mindmodel: '{arguments[0]}' is no verb. {works}", file=sys.stderr)
         return 2
     try:
         return _run(parse_arguments(arguments[0], arguments[1:]))
     except KeyboardInterrupt:
         return 130
+    except ModuleNotFoundError as error:
+        if "--debug" in arguments:
+            raise
+        print(f"mindmodel: the package '{error.name}' is missing. Use pip install -e . in its folder.", file=sys.stderr)
+        return 2
     except BrokenPipeError:  # the reader of a pipe went away, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

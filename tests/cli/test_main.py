@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -61,7 +63,41 @@ def test_the_version_is_printed(flag, capsys):
 
 def test_an_unknown_verb_is_bad_input(capsys):
     assert main(["trian"]) == 2
-    assert "'trian' is no verb. Use one of: train, " in capsys.readouterr().err
+    assert "'trian' is no verb. Did you mean 'train'?" in capsys.readouterr().err
+    assert main(["xyz"]) == 2
+    assert "'xyz' is no verb. Use one of: train, " in capsys.readouterr().err
+
+
+def test_a_package_that_is_missing_is_named(raising, capsys):
+    raising(ModuleNotFoundError("No module named 'yaml'", name="yaml"))
+    assert main(["recipe"]) == 2
+    assert capsys.readouterr().err == "mindmodel: the package 'yaml' is missing. Use pip install -e . in its folder.\n"
+    with pytest.raises(ModuleNotFoundError):
+        main(["recipe", "--debug"])
+
+
+def test_an_older_python_is_told_which_one_is_needed(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "version_info", (3, 9, 18))
+    with pytest.raises(SystemExit) as left:
+        runpy.run_module("mindmodel")
+    assert left.value.code == 2
+    assert capsys.readouterr().err.startswith("mindmodel: Python 3.10 to 3.12 is needed, this is ")
+
+
+@pytest.mark.parametrize("arguments", [[], ["launch", "--help"], ["checkpoint", "verify", "--help"]])
+def test_prose_keeps_to_the_width_of_the_terminal_and_examples_stay_whole(arguments, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "64")
+    with contextlib.suppress(SystemExit):
+        main(arguments)
+    lines = capsys.readouterr().out.splitlines()
+    assert all(len(line) <= 64 or "  mindmodel launch " in line for line in lines)
+    assert len(lines) > 6
+
+
+def test_what_must_be_given_is_asked_for_and_no_more(capsys):
+    with pytest.raises(SystemExit):
+        main(["train"])
+    assert capsys.readouterr().err.endswith("required: RECIPE\n")
 
 
 def test_the_module_is_the_command():
