@@ -13,7 +13,7 @@ from typing import Optional, Sequence
 
 from mindmodel import __version__
 from mindmodel.cli.arguments import HelpFormatter
-from mindmodel.errors import MindModelError, TrainingError
+from mindmodel.errors import MindModelError, TrainingError, first_line
 from mindmodel.parallel.rank_error import report_error
 
 VERBS = {
@@ -112,3 +112,8 @@ def _run(args: argparse.Namespace) -> int:
         raise
     except OSError as error:
         return _fail(error, 2, args.debug)
+    except (MemoryError, RuntimeError) as error:  # NumPy's, and MindSpore's with pages of text
+        if args.debug:
+            raise
+        text = f"MindSpore failed: {first_line(error)}. The same command with --debug shows all."
+        return _fail(TrainingError(text), 3, args.debug)

@@ -116,6 +116,22 @@ def test_errors_become_exit_codes(raising, capsys, error, code):
         assert capsys.readouterr().err == f"{type(error).__name__}: no\n"
 
 
+@pytest.mark.parametrize(
+    "error, line",
+    [
+        (RuntimeError("\nMalloc for kernel output failed.\n\n---\n- C++ Call"), "Malloc for kernel output failed"),
+        (MemoryError(), "MemoryError"),
+    ],
+)
+def test_a_failure_of_the_framework_is_one_line_and_the_way_to_all_of_it(raising, capsys, error, line):
+    raising(error)
+    assert main(["recipe"]) == 3
+    message = f"TrainingError: MindSpore failed: {line}. The same command with --debug shows all.\n"
+    assert capsys.readouterr().err == message
+    with pytest.raises(type(error)):
+        main(["recipe", "--debug"])
+
+
 def test_debug_shows_the_traceback(raising):
     raising(RecipeError("no"))
     with pytest.raises(RecipeError, match="no"):
