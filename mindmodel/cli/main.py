@@ -75,6 +75,37 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         130 interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _open_closed_streams()
+    try:
+        try:
+            return _answer(arguments)
+        finally:
+            sys.stdout.flush()  # at the interpreter's end a failure could only be complained about
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of a pipe went away, as `head` does
+        _discard_output()
+        return 0
+    except OSError as error:  # its disk is full
+        _discard_output()
+        return _fail(error, 2, "--debug" in arguments)
+
+
+def _discard_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _open_closed_streams() -> None:
+    """A standard stream that the caller has closed leads nowhere: else a file of ours could get its number."""
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+            os.set_inheritable(number, True)
+            setattr(sys, name, open(number, mode, encoding="utf-8"))
+
+
+def _answer(arguments: Sequence[str]) -> int:
+    """What main does, but for a standard output that cannot be written."""
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_overview())
         return 0
@@ -88,16 +119,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         return 2
     try:
         return _run(parse_arguments(arguments[0], arguments[1:]))
-    except KeyboardInterrupt:
-        return 130
     except ModuleNotFoundError as error:
         if "--debug" in arguments:
             raise
         print(f"mindmodel: the package '{error.name}' is missing. Use pip install -e . in its folder.", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader of a pipe went away, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def _run(args: argparse.Namespace) -> int:

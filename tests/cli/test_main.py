@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +19,7 @@ from mindmodel.errors import RecipeError, TrainingError
 
 HEAVY = ("mindspore", "mindformers", "torch", "transformers")
 ROOT = Path(__file__).parents[2]
+BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
 
 
 def heavy_modules_after(code: str) -> list[str]:
@@ -98,6 +101,33 @@ def test_what_must_be_given_is_asked_for_and_no_more(capsys):
     with pytest.raises(SystemExit):
         main(["train"])
     assert capsys.readouterr().err.endswith("required: RECIPE\n")
+
+
+COMMAND = f"{shlex.quote(sys.executable)} -m mindmodel"
+
+
+@pytest.mark.parametrize(
+    "line, code, said",
+    [
+        ("{} --help | true; exit ${{PIPESTATUS[0]}}", 0, ""),
+        ("{} recipe --help | true; exit ${{PIPESTATUS[0]}}", 0, ""),
+        ("{} --version > /dev/full", 2, "OSError: [Errno 28] No space left on device\n"),
+        ("{} --version <&- >&- 2>&-", 0, ""),
+    ],
+    ids=["gone", "gone at a verb's help", "full", "closed"],
+)
+def test_an_output_that_nobody_takes_is_no_traceback(line, code, said):
+    done = subprocess.run(
+        ["bash", "-c", line.format(COMMAND)], cwd=ROOT, env=BUFFERED, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (code, said)
+
+
+def test_a_file_never_gets_the_number_of_a_stream_that_was_closed():
+    script = "import os; from mindmodel.cli.main import main; main(['--help']); print(os.open('/', os.O_RDONLY))"
+    line = f"{shlex.quote(sys.executable)} -c {shlex.quote(script)} <&- 2>&-"
+    done = subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, text=True)
+    assert int(done.stdout.splitlines()[-1]) > 2
 
 
 def test_the_module_is_the_command():
