@@ -15,6 +15,7 @@ from mindmodel import __version__
 from mindmodel.cli.arguments import HelpFormatter
 from mindmodel.errors import MindModelError, TrainingError, first_line
 from mindmodel.parallel.rank_error import report_error
+from mindmodel.terminal import ended_by_interrupt
 
 VERBS = {
     "train": "train a model from a recipe; continues when its run folder holds a run",
@@ -118,7 +119,9 @@ def _answer(arguments: Sequence[str]) -> int:
         print(f"mindmodel: '{arguments[0]}' is no verb. {works}", file=sys.stderr)
         return 2
     try:
-        return _run(parse_arguments(arguments[0], arguments[1:]))
+        with ended_by_interrupt():
+            args = parse_arguments(arguments[0], arguments[1:])
+        return _run(args)
     except ModuleNotFoundError as error:
         if "--debug" in arguments:
             raise

@@ -116,7 +116,7 @@ def _join(recipe: Recipe, folder: RunFolder, terminal: Terminal) -> int:
 
 def _load(recipe: Recipe, terminal: Terminal) -> Runtime:
     prepare_for(recipe.runtime)
-    with terminal.working("loading MindSpore"):
+    with terminal.loading():
         from mindmodel.parallel.runtime import start_runtime
     return start_runtime(recipe, "train", terminal)
 
