@@ -156,6 +156,8 @@ def _introduce(opened: OpenedRun, terminal: Terminal, runtime: Runtime) -> None:
 
     if corpus.heldout.num_tokens > 1 and (why := no_evaluation(opened.recipe)):
         terminal.say(f"no held-out loss while it trains: {why}. `mindmodel eval {opened.folder.path}` has it")
+    if corpus.heldout.num_tokens < 2 and opened.recipe.data.heldout > 0:
+        terminal.say("no held-out loss: the corpus is one document, and data.heldout takes whole ones")
 
 
 def _report(opened: OpenedRun, training: Training, terminal: Terminal) -> None:
