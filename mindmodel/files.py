@@ -16,6 +16,17 @@ JSON_MAX_BYTES = 256 * 2**20
 CHUNK_BYTES = 2**20
 
 
+@contextmanager
+def _place_named(path: Path) -> Iterator[None]:
+    """A full disk's own error does not say where."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 def write_text_safely(path: Path, text: str) -> None:
     """Write a UTF-8 text that is never seen half-written: a temporary file beside it, fsync, rename.
 
@@ -25,11 +36,12 @@ def write_text_safely(path: Path, text: str) -> None:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with _place_named(path):
+            with open(temporary, "w", encoding="utf-8", newline="") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -66,7 +78,8 @@ def write_folder_safely(path: Path, attempt: str = "") -> Iterator[Path]:
             shutil.rmtree(leftover)
     temporary.mkdir(parents=True)
     try:
-        yield temporary
+        with _place_named(path):
+            yield temporary
         sync_folder(temporary)
         if path.exists():
             os.rename(path, old)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -29,6 +30,21 @@ def duration(seconds: float) -> str:
 def printable(text: str) -> str:
     """The text without characters that would move the cursor or change the terminal; lines and tabs stay."""
     return "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in text)
+
+
+@contextmanager
+def ended_by_interrupt() -> Iterator[None]:
+    """Ctrl-C ends the process at once. An import that it breaks off ends in pages of errors, NumPy's and MindSpore's.
+
+    Where the parent process has told this one to ignore it, it stays ignored.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if before != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class Terminal:
@@ -106,6 +122,12 @@ class Terminal:
         finally:
             ticker.communicate()  # its standard input ends
         self.say(f"{text}: {duration(time.monotonic() - start)}")
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """`working` while MindSpore is imported."""
+        with ended_by_interrupt(), self.working("loading MindSpore"):
+            yield
 
 
 def _broken(line: str, width: int) -> str:

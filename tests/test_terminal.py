@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import os
 import re
+import signal
 import subprocess
 import sys
 
 import pytest
 
-from mindmodel.terminal import Terminal, duration, printable
+from mindmodel.terminal import Terminal, duration, ended_by_interrupt, printable
 
 
 class Screen(io.StringIO):
@@ -123,3 +124,22 @@ def test_on_a_terminal_long_work_shows_the_seconds_so_far():
     shown = output.decode().split("\r\x1b[K")
     assert len({line for line in shown if re.fullmatch(r"[|/\\-] compiling  \d s", line)}) >= 3
     assert re.fullmatch(r"compiling: [12] s\r\n", shown[-1])
+
+
+def test_an_interrupt_ends_the_process_at_once_while_mindspore_is_imported():
+    before = signal.getsignal(signal.SIGINT)
+    stream = io.StringIO()
+    with Terminal(stream).loading():
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) == before
+    assert stream.getvalue() == "loading MindSpore ...\n"
+
+
+def test_an_interrupt_that_is_ignored_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with ended_by_interrupt():
+            assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

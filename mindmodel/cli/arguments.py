@@ -3,14 +3,39 @@
 from __future__ import annotations
 
 import argparse
-from typing import Callable
+import textwrap
+from typing import Any, Callable
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """A description's prose fills the terminal's width; examples stay as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n\n".join(
+            part if part.startswith("example") else textwrap.fill(part, width, break_on_hyphens=False)
+            for part in text.strip().split("\n\n")
+        )
+
+
+def add_subcommand(subparsers: Any, name: str, summary: str) -> argparse.ArgumentParser:
+    """A subcommand that one sentence describes; `subparsers` is what a parser's add_subparsers gave."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", formatter_class=HelpFormatter
+    )
+    return parser
+
+
+def add_overrides(parser: argparse.ArgumentParser, meaning: str) -> None:
+    """key=value pairs, as `overrides`."""
+    # without a default argparse asks for them when something else is missing
+    parser.add_argument("overrides", metavar="key=value", nargs="*", default=[], help=meaning)
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser, optional: bool = False) -> None:
     """RECIPE, which may be left out if it is `optional`, key=value pairs, --single and --shrink."""
     nargs = "?" if optional else None
     parser.add_argument("recipe", metavar="RECIPE", nargs=nargs, help="a YAML file, such as recipes/cpu/tiny.yaml")
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help="put on top, such as train.steps=20")
+    add_overrides(parser, "put on top, such as train.steps=20")
     parser.add_argument("--single", action="store_true", help="all parallel degrees 1: runs on one device")
     parser.add_argument("--shrink", action="store_true", help="the same structure in small sizes")
 

@@ -21,17 +21,18 @@ from mindmodel.checkpoint.export import export_checkpoint
 from mindmodel.checkpoint.index import TensorEntry
 from mindmodel.checkpoint.load import Checkpoint, damage_of, list_checkpoints
 from mindmodel.checkpoint.run_folder import is_checkpoint, open_run, resolve_checkpoint
+from mindmodel.cli.arguments import add_subcommand
 from mindmodel.errors import CheckpointError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The four subcommands and their arguments."""
     subparsers = parser.add_subparsers(dest="subcommand", metavar="inspect | verify | diff | export", required=True)
-    inspect = subparsers.add_parser("inspect", help="position, layout, files, and every tensor with its slices")
+    inspect = add_subcommand(subparsers, "inspect", "position, layout, files, and every tensor with its slices")
     inspect.add_argument("--json", action="store_true", help="one JSON object, every slice with its checksum")
-    verify = subparsers.add_parser("verify", help="compare every checksum; exit code 1 if something is damaged")
-    diff = subparsers.add_parser("diff", help="position, recipe and tensors of two; exit code 1 if they differ")
-    export = subparsers.add_parser("export", help="one safetensors file under our own names")
+    verify = add_subcommand(subparsers, "verify", "compare every checksum; exit code 1 if something is damaged")
+    diff = add_subcommand(subparsers, "diff", "position, recipe and tensors of two; exit code 1 if they differ")
+    export = add_subcommand(subparsers, "export", "one safetensors file under our own names")
     for leaf in (inspect, verify, diff, export):
         leaf.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="run or checkpoint folder")
     diff.add_argument("other", metavar="OTHER", type=Path, help="run or checkpoint folder")

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from mindmodel.cli.arguments import add_subcommand
 from mindmodel.convert.check import differences
 from mindmodel.convert.hf import from_hf, to_hf
 from mindmodel.convert.mindformers import from_mindformers, to_mindformers
@@ -27,21 +28,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The subcommands and their arguments."""
     names = "to-hf | from-hf | check | to-mindformers | from-mindformers"
     subparsers = parser.add_subparsers(dest="subcommand", metavar=names, required=True)
-    export = subparsers.add_parser("to-hf", help="write a run's weights as a Hugging Face folder")
+    export = add_subcommand(subparsers, "to-hf", "write a run's weights as a Hugging Face folder")
     export.add_argument("source", metavar="RUN", type=Path, help="run or checkpoint folder")
     export.add_argument("target", metavar="OUT", type=Path, help="new or empty folder")
     export.add_argument("--dtype", choices=WEIGHT_DTYPES, help="default: as stored")
-    load = subparsers.add_parser("from-hf", help="make a run of a Hugging Face folder")
+    load = add_subcommand(subparsers, "from-hf", "make a run of a Hugging Face folder")
     load.add_argument("source", metavar="DIR", type=Path, help="folder with config.json and safetensors")
     load.add_argument("target", metavar="RUN", type=Path, help="new or empty folder")
-    check = subparsers.add_parser("check", help="compare a run with a Hugging Face folder; exit code 1 if they differ")
+    meaning = "compare a run with a Hugging Face folder; exit code 1 if they differ"
+    check = add_subcommand(subparsers, "check", meaning)
     check.add_argument("source", metavar="RUN", type=Path, help="run or checkpoint folder")
     check.add_argument("target", metavar="DIR", type=Path, help="Hugging Face folder")
-    give = subparsers.add_parser("to-mindformers", help="write a run's weights as MindFormers' checkpoint folder")
+    give = add_subcommand(subparsers, "to-mindformers", "write a run's weights as MindFormers' checkpoint folder")
     give.add_argument("source", metavar="RUN", type=Path, help="run or checkpoint folder")
     give.add_argument("target", metavar="OUT", type=Path, help="new or empty folder")
     give.add_argument("--dtype", choices=WEIGHT_DTYPES, help="default: as stored")
-    take = subparsers.add_parser("from-mindformers", help="make a run of weights that MindFormers has saved")
+    take = add_subcommand(subparsers, "from-mindformers", "make a run of weights that MindFormers has saved")
     take.add_argument("source", metavar="DIR", type=Path, help="checkpoint folder, or one iteration_N in it")
     take.add_argument("target", metavar="RUN", type=Path, help="new or empty folder")
     take.add_argument("--model", metavar="DIR", type=Path, help="with config.json and tokenizer; default: DIR")

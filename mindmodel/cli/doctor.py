@@ -39,7 +39,7 @@ NEEDED_BY = {
     "tokenizers": "train, generate, eval",
     "safetensors": "train, convert",
     "ml_dtypes": "convert",
-    "mindformers": "optimizers beyond AdamW",
+    "mindformers": "tests and tools/bench_graph.py",
     "decorator": "graph kernels: without it training on CPU is slower and takes more memory",
     "tensorboardx": "TensorBoard files of a run",
     "torch": "tests only",

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Iterator, Optional, Sequence
 
 from mindmodel.checkpoint.run_folder import LIVE_NAME, RunFolder
-from mindmodel.cli.arguments import at_least
+from mindmodel.cli.arguments import add_overrides, at_least
 from mindmodel.cli.recipe import filling, quantity, with_vocabulary
 from mindmodel.dryrun.compile import Progress
 from mindmodel.dryrun.live_page import page_of
@@ -47,7 +47,7 @@ HCCL_BUFFER_BYTES = 2 * 200 << 20
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, such as recipes/llama/7b.yaml")
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help="put on top, such as parallel.tp=8")
+    add_overrides(parser, "put on top, such as parallel.tp=8")
     parser.add_argument("--devices", type=at_least(1), metavar="N", required=True, help="devices of the whole job")
     parser.add_argument("--rank", type=at_least(0), action="append", metavar="K",
                         help="compile this rank, may be repeated; default one of the first, middle and last stage")

@@ -67,7 +67,7 @@ def _tokens(args: argparse.Namespace, folder: RunFolder, recipe: Recipe, tempora
 def _evaluate(recipe: Recipe, checkpoint: Checkpoint, tokens: TokenFile) -> Evaluation:
     terminal = Terminal(sys.stderr)  # the result alone goes to standard output
     prepare_for(recipe.runtime)
-    with terminal.working("loading MindSpore"):
+    with terminal.loading():
         from mindmodel.models.decoder import DecoderLoss
         from mindmodel.parallel.runtime import start_runtime
         from mindmodel.train.evaluate import compile_evaluation, evaluate

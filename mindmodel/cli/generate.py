@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     recipe = load_run_recipe(folder.recipe_file)
     tokenizer = Tokenizer.load(folder.tokenizer)
     prepare_for(recipe.runtime)
-    with terminal.working("loading MindSpore"):
+    with terminal.loading():
         from mindmodel.generation.sample import Generator, Sampling
         from mindmodel.generation.text import continue_text, prompt_ids
         from mindmodel.parallel.runtime import start_runtime

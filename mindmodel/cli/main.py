@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import os
+import shutil
 import sys
+import textwrap
 from typing import Optional, Sequence
 
 from mindmodel import __version__
-from mindmodel.errors import MindModelError, TrainingError
+from mindmodel.cli.arguments import HelpFormatter
+from mindmodel.errors import MindModelError, TrainingError, first_line
 from mindmodel.parallel.rank_error import report_error
+from mindmodel.terminal import ended_by_interrupt
 
 VERBS = {
     "train": "train a model from a recipe; continues when its run folder holds a run",
     "launch": "the same training on many processes and nodes through msrun",
     "dryrun": "compile a layout for N simulated Ascend devices: memory, collectives, kernels, proof",
-    "debug": "what the compiler made of a training step, and which operators have no kernel",
+    "debug": "look into a training step: its graph, time, memory and numbers, and the first NaN",
     "recipe": "show a recipe resolved, with its parameters, tokens, memory and disk",
     "generate": "sample text from a run",
     "eval": "loss and perplexity of a run on held-out tokens or a text",
@@ -27,8 +32,11 @@ VERBS = {
 
 
 def _overview() -> str:
-    width = max(map(len, VERBS))
-    lines = [f"  {verb:<{width}}  {summary}" for verb, summary in VERBS.items()]
+    columns, names = shutil.get_terminal_size().columns - 1, max(map(len, VERBS)) + 4
+    lines = [
+        textwrap.fill(f"  {verb:<{names - 4}}  {summary}", columns, subsequent_indent=" " * names)
+        for verb, summary in VERBS.items()
+    ]
     return "\n".join(["usage: mindmodel VERB ... (mindmodel VERB --help explains one)", "", *lines, "",
                       "first:  mindmodel train recipes/cpu/tiny.yaml"])
 
@@ -37,7 +45,7 @@ def parse_arguments(verb: str, arguments: Sequence[str]) -> argparse.Namespace:
     """The arguments of one verb; only that verb's file is imported."""
     module = importlib.import_module(f"mindmodel.cli.{verb}")
     parser = argparse.ArgumentParser(
-        prog=f"mindmodel {verb}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"mindmodel {verb}", description=module.__doc__, formatter_class=HelpFormatter
     )
     module.add_arguments(parser)
     leaves = {leaf.prog.rpartition(" ")[2]: leaf for leaf in getattr(parser, "leaves", ())}
@@ -68,6 +76,37 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         130 interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    _open_closed_streams()
+    try:
+        try:
+            return _answer(arguments)
+        finally:
+            sys.stdout.flush()  # at the interpreter's end a failure could only be complained about
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of a pipe went away, as `head` does
+        _discard_output()
+        return 0
+    except OSError as error:  # its disk is full
+        _discard_output()
+        return _fail(error, 2, "--debug" in arguments)
+
+
+def _discard_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _open_closed_streams() -> None:
+    """A standard stream that the caller has closed leads nowhere: else a file of ours could get its number."""
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+            os.set_inheritable(number, True)
+            setattr(sys, name, open(number, mode, encoding="utf-8"))
+
+
+def _answer(arguments: Sequence[str]) -> int:
+    """What main does, but for a standard output that cannot be written."""
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_overview())
         return 0
@@ -75,15 +114,19 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         print(f"mindmodel {__version__}")
         return 0
     if arguments[0] not in VERBS:
-        print(f"mindmodel: '{arguments[0]}' is no verb. Use one of: {', '.join(VERBS)}.", file=sys.stderr)
+        near = difflib.get_close_matches(arguments[0], VERBS, 1)
+        works = f"Did you mean '{near[0]}'?" if near else f"Use one of: {', '.join(VERBS)}."
+        print(f"mindmodel: '{arguments[0]}' is no verb. {works}", file=sys.stderr)
         return 2
     try:
-        return _run(parse_arguments(arguments[0], arguments[1:]))
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:  # the reader of a pipe went away, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        with ended_by_interrupt():
+            args = parse_arguments(arguments[0], arguments[1:])
+        return _run(args)
+    except ModuleNotFoundError as error:
+        if "--debug" in arguments:
+            raise
+        print(f"mindmodel: the package '{error.name}' is missing. Use pip install -e . in its folder.", file=sys.stderr)
+        return 2
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -98,3 +141,8 @@ def _run(args: argparse.Namespace) -> int:
         raise
     except OSError as error:
         return _fail(error, 2, args.debug)
+    except (MemoryError, RuntimeError) as error:  # NumPy's, and MindSpore's with pages of text
+        if args.debug:
+            raise
+        text = f"MindSpore failed: {first_line(error)}. The same command with --debug shows all."
+        return _fail(TrainingError(text), 3, args.debug)

@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Iterator
+from typing import TYPE_CHECKING
 
 from mindmodel.checkpoint.run_folder import RunFolder
 from mindmodel.cli.arguments import add_recipe_arguments
-from mindmodel.errors import TrainingError, first_line
 from mindmodel.files import write_text_safely
 from mindmodel.parallel.environment import place, prepare_environment, prepare_for
 from mindmodel.parallel.heartbeat import attach_to_launcher, heartbeat_of_this_process
@@ -111,15 +109,14 @@ def _join(recipe: Recipe, folder: RunFolder, terminal: Terminal) -> int:
         step = int(runtime.ranks.gather(0)[0, 0])  # where the first has opened the run
         opened = open_run(recipe, folder, join_position(recipe, folder, step), terminal)
         training = _begin(opened, runtime, terminal)
-        with _failures_in_a_line():
-            code = training.run(stopper, NoMetrics())
+        code = training.run(stopper, NoMetrics())
     runtime.ranks.meet()  # the first has saved it
     return INTERRUPTED if code > 0 else 0
 
 
 def _load(recipe: Recipe, terminal: Terminal) -> Runtime:
     prepare_for(recipe.runtime)
-    with terminal.working("loading MindSpore"):
+    with terminal.loading():
         from mindmodel.parallel.runtime import start_runtime
     return start_runtime(recipe, "train", terminal)
 
@@ -129,28 +126,17 @@ def _begin(opened: OpenedRun, runtime: Runtime, terminal: Terminal) -> Training:
     from mindmodel.train.loop import Training
 
     refuse_other_ranks_run(opened, runtime.ranks)
-    with _failures_in_a_line():
-        return Training(opened, runtime, terminal)
+    return Training(opened, runtime, terminal)
 
 
 def _train(training: Training, stopper: Stopper) -> int:
     """From here on the folder holds a run. Gives the stopper's code."""
     opened, position = training.opened, training.opened.position
     write_text_safely(opened.folder.recipe_file, recipe_to_yaml(opened.recipe))
-    with Metrics(opened.folder, position.step) as metrics, _failures_in_a_line():
+    with Metrics(opened.folder, position.step) as metrics:
         row = {"from_step": position.step, "changes": list(position.changes)}
         metrics.describe({**row, **training.utilisation.row()})
         return training.run(stopper, metrics)
-
-
-@contextmanager
-def _failures_in_a_line() -> Iterator[None]:
-    """MindSpore raises RuntimeError with pages of text, and NumPy MemoryError."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        text = f"MindSpore failed: {first_line(error)}. The same command with --debug shows all."
-        raise TrainingError(text) from error
 
 
 def _introduce(opened: OpenedRun, terminal: Terminal, runtime: Runtime) -> None:
@@ -170,6 +156,8 @@ def _introduce(opened: OpenedRun, terminal: Terminal, runtime: Runtime) -> None:
 
     if corpus.heldout.num_tokens > 1 and (why := no_evaluation(opened.recipe)):
         terminal.say(f"no held-out loss while it trains: {why}. `mindmodel eval {opened.folder.path}` has it")
+    if corpus.heldout.num_tokens < 2 and opened.recipe.data.heldout > 0:
+        terminal.say("no held-out loss: the corpus is one document, and data.heldout takes whole ones")
 
 
 def _report(opened: OpenedRun, training: Training, terminal: Terminal) -> None:

@@ -27,8 +27,9 @@ def differences(path: Path, folder: Path) -> list[str]:
         CheckpointError, ConversionError: if one of the two cannot be read.
     """
     folder = Path(folder)
-    export, theirs = open_export(Path(path)), read_tensors(folder)
+    export = open_export(Path(path))
     found = _config_differences(export, folder)
+    theirs = read_tensors(folder)
     found += [f"{name}: not in {folder}" for name in export.tensors if name not in theirs]
     without_use = names_without_use(export.family.rules, export.model)
     found += [f"{name}: only in {folder}" for name in theirs if name not in {*export.tensors, *without_use}]

@@ -25,6 +25,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     if not folder.is_dir():
         raise ConversionError(f"{folder}: there is no such folder. Give a Hugging Face folder with {CONFIG}.")
+    if not (folder / CONFIG).is_file():
+        raise ConversionError(f"{folder}: holds no {CONFIG}, so it is no Hugging Face folder.")
     return read_json(folder / CONFIG, ConversionError)
 
 

@@ -44,7 +44,7 @@ def documents(source: Sequence[str]) -> Iterator[Document]:
                 empty = False
                 yield document
     if empty:
-        raise DataError(f"data.source: no text in {', '.join(source) or 'an empty list'}. Name files that hold some.")
+        raise DataError(f"no text in {', '.join(source) or 'an empty list'}. Name files that hold some.")
 
 
 def _stdlib() -> Iterator[Document]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from typing import Optional
 
+from mindmodel.errors import LaunchError
 from mindmodel.machine import cpp_compiler, usable_cores
 from mindmodel.recipe.schema import RuntimeSection
 
@@ -41,6 +43,9 @@ def prepare_environment(
     Args:
         threads: CPU threads; None is every core this process may use, shared out evenly under msrun.
         cpu_kernels, deterministic: the recipe's.
+
+    Raises:
+        LaunchError: if OMP_NUM_THREADS is no number of threads.
     """
     for name, value in {**DEFAULTS, **(DETERMINISTIC if deterministic else {})}.items():
         os.environ.setdefault(name, value)
@@ -48,7 +53,11 @@ def prepare_environment(
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     if threads is not None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // _workers())))
+    given = os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // _workers())))
+    if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", given):
+        raise LaunchError(
+            f"OMP_NUM_THREADS in the environment: '{given}' is no number of threads. Unset it, or set runtime.threads."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -67,8 +67,11 @@ class _Draft:
         dotted, equals, written = text.partition("=")
         section, _, key = dotted.partition(".")
         key, _, inner = key.partition(".")
-        if not equals:
+        if not equals or not dotted:
             self.lines.append(f"{COMMAND_LINE}: '{text}' is not key=value. Use a form such as train.steps=100.")
+        elif dotted in SECTIONS:
+            works = f"Set its keys one by one, as {dotted}.{dataclasses.fields(SECTIONS[dotted])[0].name}=..."
+            self.lines.append(f"{COMMAND_LINE}, {dotted}: is a section. {works}")
         elif section not in SECTIONS or not key:
             self.lines.append(f"{COMMAND_LINE}, {dotted}: unknown key.{nearest(dotted, KNOWN_KEYS)}")
         else:
@@ -95,7 +98,10 @@ class _Draft:
             self.lines.append(f"{self.path}, base: '{show(base)}' is not a path. Use one path, relative to this file.")
             return
         path = str(Path(self.path).parent / base)
-        mapping = read_mapping(path)
+        try:
+            mapping = read_mapping(path)
+        except RecipeError as error:
+            raise RecipeError(f"{self.path}, base: {error}") from None
         if "base" in mapping:
             own = f"'{path}' has a base of its own, and one level is read"
             self.lines.append(f"{self.path}, base: {own}. Use '{show(mapping['base'])}' or put the keys into one file.")

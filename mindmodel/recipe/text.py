@@ -76,7 +76,8 @@ def parse(text: str, where: str) -> Any:
         return yaml.load(text, Loader=_Loader)  # noqa: S506, a SafeLoader
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise RecipeError(f"{where}{line}: {error.problem}.") from None
+        tab = " (a tab). Indent with spaces" if r"'\t'" in str(error.problem) else ""
+        raise RecipeError(f"{where}{line}: {error.problem}{tab}.") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise RecipeError(f"{where}: cannot be read as YAML: {str(error).splitlines()[0]}.") from None
 

@@ -150,7 +150,8 @@ def convert(key: str, annotation: Any, value: Any, bounds: Mapping[str, Any]) ->
         return _any_of(annotation, value, bounds)
     except ValueError:
         quotes = annotation in (str, Optional[str]) and isinstance(value, (bool, int, float))
-        hint = " Put it in quotes to make it text." if quotes else ""
+        too_long = isinstance(value, int) and abs(value) >= 2**63
+        hint = " Put it in quotes to make it text." if quotes else " It is beyond 64 bits." if too_long else ""
         given = textwrap.shorten(show(value), 60, placeholder=" ...")
         raise Refused([Fault(key, f"'{given}' does not fit. Use {_wanted(annotation, bounds)}.{hint}")]) from None
 

@@ -15,7 +15,7 @@ from mindmodel.parallel.heartbeat import host_name
     "overrides, message",
     [
         (["data.source=nowhere.txt"], "nowhere.txt: there is no such file or folder"),
-        (["data.source=empty.txt"], "data.source: no text in empty.txt"),
+        (["data.source=empty.txt"], "no text in empty.txt"),
         (["train.stepz=3"], "train.stepz: unknown key. Did you mean 'train.steps'?"),
         (["train.steps=many"], "train.steps: 'many' does not fit. Use a whole number"),
         (["model.vocab_size=299"], "'vocab_size=299' is smaller than 'data.tokenizer_vocab_size=300'"),

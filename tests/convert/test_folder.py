@@ -103,5 +103,5 @@ def test_an_index_without_a_map_is_refused(tmp_path, weight_map):
 def test_a_missing_folder_or_configuration_is_named(tmp_path):
     with pytest.raises(ConversionError, match="none: there is no such folder. Give a Hugging Face folder"):
         read_config(tmp_path / "none")
-    with pytest.raises(ConversionError, match="config.json: there is no such file"):
+    with pytest.raises(ConversionError, match="holds no config.json, so it is no Hugging Face folder"):
         read_config(tmp_path)

@@ -86,9 +86,9 @@ def test_what_is_missing_is_named(tmp_path):
 
 def test_a_source_without_text_is_refused(tmp_path):
     write(tmp_path, {"a.txt": "\n"})
-    with pytest.raises(DataError, match=r"data\.source: no text in .*a\.txt\. Name files that hold some\."):
+    with pytest.raises(DataError, match=r"no text in .*a\.txt\. Name files that hold some\."):
         names_and_texts(str(tmp_path / "a.txt"))
-    with pytest.raises(DataError, match="data.source: no text in an empty list"):
+    with pytest.raises(DataError, match="no text in an empty list"):
         names_and_texts()
 
 

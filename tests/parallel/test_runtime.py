@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from mindmodel.errors import LayoutError, TrainingError
+from mindmodel.errors import LaunchError, LayoutError, TrainingError
 from mindmodel.parallel import environment
 from mindmodel.parallel.environment import num_threads, prepare_environment
 from mindmodel.terminal import Terminal
@@ -53,6 +53,13 @@ def test_what_the_user_has_set_stays_except_the_threads_of_the_recipe(monkeypatc
     assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
     prepare_environment(3)
     assert os.environ["OMP_NUM_THREADS"] == "3" and num_threads() == 3
+
+
+@pytest.mark.parametrize("given", ["abc", "0", "", "-2", "4,x"])
+def test_a_thread_count_of_the_environment_that_is_none_is_named(given, monkeypatch):
+    monkeypatch.setattr(os, "environ", {"OMP_NUM_THREADS": given})
+    with pytest.raises(LaunchError, match=f"OMP_NUM_THREADS .*: '{given}' is no number of threads. Unset it, or set"):
+        prepare_environment()
 
 
 @pytest.mark.parametrize("workers, threads", [("1", 12), ("5", 2), ("16", 1)])

@@ -78,6 +78,11 @@ def test_a_base_must_be_one_path(tmp_path):
         load_recipe(write(tmp_path / "child.yaml", "base: [a, b]\n"))
 
 
+def test_a_base_that_is_not_there_is_named_with_the_recipe_that_asks_for_it(tmp_path):
+    with pytest.raises(RecipeError, match=r"child\.yaml, base: .*gone\.yaml: No such file"):
+        load_recipe(write(tmp_path / "child.yaml", "base: gone.yaml\n"))
+
+
 def test_a_fault_of_the_base_names_the_base(tmp_path, small):
     write(tmp_path / "bad.yaml", small.read_text() + "optim: {peak_lr: x}\n")
     with pytest.raises(RecipeError, match=r"bad\.yaml, optim\.peak_lr: 'x' does not fit"):
@@ -85,7 +90,9 @@ def test_a_fault_of_the_base_names_the_base(tmp_path, small):
 
 
 def test_all_faults_come_in_one_message_with_their_places(small):
-    overrides = ["train.stps=4", "train.steps=x", "optim.beta1=1", "modle.hidden_size=4", "steps", "steps=4"]
+    overrides = [
+        "train.stps=4", "train.steps=x", "optim.beta1=1", "modle.hidden_size=4", "steps", "steps=4", "=4", "log=4",
+    ]
     with pytest.raises(RecipeError) as error:
         load_recipe(small, overrides)
     lines = str(error.value).splitlines()
@@ -95,7 +102,9 @@ def test_all_faults_come_in_one_message_with_their_places(small):
     assert "command line, modle.hidden_size: unknown key. Did you mean 'model.hidden_size'?" in lines
     assert "command line, steps: unknown key. Did you mean 'train.steps'?" in lines
     assert "command line: 'steps' is not key=value. Use a form such as train.steps=100." in lines
-    assert len(lines) == 6
+    assert "command line: '=4' is not key=value. Use a form such as train.steps=100." in lines
+    assert "command line, log: is a section. Set its keys one by one, as log.every=..." in lines
+    assert len(lines) == 8
 
 
 def test_a_missing_key_is_named_with_its_file(tmp_path):

@@ -63,6 +63,11 @@ def test_broken_text_is_an_error_with_its_place(text):
         parse(text, "x.yaml")
 
 
+def test_a_tab_is_called_one():
+    with pytest.raises(RecipeError, match=r"x.yaml, line 2: .* \(a tab\). Indent with spaces"):
+        parse("train:\n\tsteps: 5\n", "x.yaml")
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(RecipeError, match=r"gone.yaml: No such file or directory. Use the path of a YAML file"):
         read_mapping(tmp_path / "gone.yaml")

@@ -55,7 +55,7 @@ def test_auto_and_numbers_are_degrees():
         ("train", "steps", "x", "'x' does not fit. Use a whole number, at least 1."),
         ("train", "steps", 0, "'0' does not fit. Use a whole number, at least 1."),
         ("train", "steps", None, "'null' does not fit. Use a whole number, at least 1."),
-        ("train", "steps", 2**63, f"'{2**63}' does not fit. Use a whole number, at least 1."),
+        ("train", "steps", 2**63, f"'{2**63}' does not fit. Use a whole number, at least 1. It is beyond 64 bits."),
         ("train", "compute_dtype", "float16", "'float16' does not fit. Use float32 or bfloat16."),
         ("optim", "peak_lr", 0, "'0' does not fit. Use a number, above 0."),
         ("optim", "peak_lr", math.nan, "'.nan' does not fit. Use a number, above 0."),

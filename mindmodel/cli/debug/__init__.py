@@ -17,6 +17,8 @@ import argparse
 import importlib
 from types import ModuleType
 
+from mindmodel.cli.arguments import HelpFormatter
+
 SUBCOMMANDS = {
     "graph": "what the compiler made of a training step, and every operator without a kernel",
     "profile": "where the time of a training step goes, and its memory",
@@ -39,9 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.leaves = []  # type: ignore[attr-defined]  # each gets the flags that all verbs have
     for name, summary in SUBCOMMANDS.items():
         module = _module(name)
-        leaf = subparsers.add_parser(
-            name, help=summary, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
+        leaf = subparsers.add_parser(name, help=summary, description=module.__doc__, formatter_class=HelpFormatter)
         module.add_arguments(leaf)
         parser.leaves.append(leaf)  # type: ignore[attr-defined]
 

@@ -25,7 +25,7 @@ import sys
 from dataclasses import asdict
 from typing import Any, Iterable, Iterator, Optional
 
-from mindmodel.cli.arguments import at_least
+from mindmodel.cli.arguments import add_overrides, at_least
 from mindmodel.debug.traces.compare import Comparison, Difference, compare_traces
 from mindmodel.debug.traces.sides import Common, open_sides
 from mindmodel.debug.traces.trace import KINDS, Trace, json_number
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("a", metavar="A", help="a recipe, a recipe:key=value,key=value, or the folder of a "
                         "trace, of a Hugging Face model or of a dump of msprobe")
     parser.add_argument("b", metavar="B", help="the same")
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help="put on top of both recipes")
+    add_overrides(parser, "put on top of both recipes")
     parser.add_argument("--single", action="store_true", help="all parallel degrees 1: runs on one device")
     parser.add_argument("--shrink", action="store_true", help="the same structure in small sizes")
     parser.add_argument("--step", type=at_least(1), metavar="N", help="tokens of this step; default: random ones")

@@ -81,7 +81,7 @@ def _on_cpu(recipe: Recipe, terminal: Terminal) -> CompiledStep:
     runtime_keys = dataclasses.replace(recipe.runtime, device="cpu", mode="graph", compile_cache=False)
     recipe = dataclasses.replace(recipe, runtime=runtime_keys)
     prepare_for(recipe.runtime)
-    with terminal.working("loading MindSpore"):
+    with terminal.loading():
         from mindmodel.parallel.runtime import start_runtime
         from mindmodel.train.build import build
     tell_seconds()

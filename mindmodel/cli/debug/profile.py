@@ -97,7 +97,7 @@ def _corpus_folder(recipe: Recipe) -> Iterator[RunFolder]:
 def _profiled(opened: OpenedRun, num_steps: int, terminal: Terminal) -> tuple["Recording", StepProfile]:
     settings = opened.recipe.runtime
     prepare_environment(settings.threads, settings.cpu_kernels)
-    with terminal.working("loading MindSpore"):
+    with terminal.loading():
         from mindmodel.debug.profile.recorder import record_steps
         from mindmodel.parallel.runtime import start_runtime
     runtime = start_runtime(opened.recipe, "profile", terminal)

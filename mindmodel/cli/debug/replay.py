@@ -21,7 +21,7 @@ import bdb
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mindmodel.cli.arguments import add_break_argument, at_least
+from mindmodel.cli.arguments import add_break_argument, add_overrides, at_least
 from mindmodel.debug.breakpoints import LEFT, break_at, failure_named
 from mindmodel.debug.replay.record import Numbers, recorded
 from mindmodel.debug.replay.run import Replay, find_replay, in_memory
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Of this subcommand."""
     parser.add_argument("run_folder", metavar="RUN", type=Path, help="a run's folder")
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help="for this replay: runtime.mode=pynative")
+    add_overrides(parser, "for this replay: runtime.mode=pynative")
     parser.add_argument("--from", dest="first", type=at_least(0), required=True, metavar="N", help="step to begin at")
     parser.add_argument("--to", dest="last", type=at_least(1), required=True, metavar="M", help="last step to make")
     add_break_argument(parser)

@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _trace(recipe: Recipe, inputs: Inputs, source: str, terminal: Terminal) -> Trace:
     prepare_environment(recipe.runtime.threads, recipe.runtime.cpu_kernels)
-    with terminal.working("loading MindSpore"):
+    with terminal.loading():
         from mindmodel.debug.traces.tapped import trace_step
         from mindmodel.parallel.runtime import start_runtime
     runtime = start_runtime(recipe, "trace", terminal)

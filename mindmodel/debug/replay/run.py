@@ -174,7 +174,7 @@ def in_memory(opened: OpenedRun, terminal: Terminal) -> "Stepping":
     """Load MindSpore and make the run stand in memory at its checkpoint, or at its beginning."""
     recipe, checkpoint = opened.recipe, opened.position.checkpoint
     prepare_for(recipe.runtime)
-    with terminal.working("loading MindSpore"):
+    with terminal.loading():
         from mindmodel.parallel.runtime import start_runtime
         from mindmodel.train.stepping import Stepping
     runtime = start_runtime(recipe, "train", terminal)
