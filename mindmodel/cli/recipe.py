@@ -8,7 +8,6 @@ example:  mindmodel recipe recipes/cpu/tiny.yaml train.steps=50
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from typing import Iterator
 
 from mindmodel.cli.arguments import add_recipe_arguments
@@ -51,7 +50,7 @@ def with_vocabulary(recipe: Recipe) -> Recipe:
             f"recipe '{recipe.name}', model.vocab_size: left to the tokenizer '{recipe.data.tokenizer}', which this "
             "verb does not read. Give model.vocab_size, such as model.vocab_size=32000."
         )
-    return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, vocab_size=size))
+    return recipe.with_keys({"model.vocab_size": size})
 
 
 def quantity(number: float, base: int = 1000) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import hashlib
 import shutil
@@ -272,7 +271,7 @@ def _with_vocab_size(recipe: Recipe, tokenizer_size: int) -> Recipe:
             f"recipe '{recipe.name}', model.vocab_size: {size} is smaller than the tokenizer's {tokenizer_size} "
             f"tokens. Use {tokenizer_size} or more, or leave it out."
         )
-    return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, vocab_size=size))
+    return recipe.with_keys({"model.vocab_size": size})
 
 
 def _refuse_too_large(recipe: Recipe) -> None:

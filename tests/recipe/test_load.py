@@ -6,7 +6,7 @@ import pytest
 
 from mindmodel.errors import RecipeError
 from mindmodel.recipe.dump import recipe_to_dict, recipe_to_yaml
-from mindmodel.recipe.load import load_recipe, load_run_recipe, load_with_changes
+from mindmodel.recipe.load import load_recipe, load_run_recipe, load_with_changes, recipe_from_dict, with_overrides
 from mindmodel.recipe.schema import RopeScaling
 
 
@@ -159,6 +159,24 @@ def test_a_recipe_is_plain_values(load):
     assert plain["name"] == "small"
     assert plain["data"]["source"] == ["stdlib"]
     assert plain["train"]["stop_at"] is None
+
+
+def test_plain_values_are_the_recipe_again(load):
+    recipe = load("model.rope_scaling={type: llama3, factor: 8}", "parallel.stages=[4]")
+    assert recipe_from_dict(recipe_to_dict(recipe), "here") == recipe
+
+
+@pytest.mark.parametrize("name", [None, 3, "../x"])
+def test_plain_values_need_a_name_that_cannot_leave_the_runs_folder(load, name):
+    with pytest.raises(RecipeError, match="^index.json, name: '.*' is no name. Use letters"):
+        recipe_from_dict({**recipe_to_dict(load()), "name": name}, "index.json")
+
+
+def test_overrides_on_a_resolved_recipe_are_checked(load):
+    recipe = load()
+    assert with_overrides(recipe, ["train.steps=7"], "recipe.yaml") == recipe.with_keys({"train.steps": 7})
+    with pytest.raises(RecipeError, match="command line, train.stop_at: 'stop_at=101' is beyond 'steps=100'"):
+        with_overrides(recipe, ["train.stop_at=101"], "recipe.yaml")
 
 
 def test_typed_keys_survive_shrinking(small):

@@ -15,7 +15,6 @@ exit code: 0 it compiles; 1 operators have no kernel; 2 it cannot be compiled.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -78,8 +77,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _on_cpu(recipe: Recipe, terminal: Terminal) -> CompiledStep:
-    runtime_keys = dataclasses.replace(recipe.runtime, device="cpu", mode="graph", compile_cache=False)
-    recipe = dataclasses.replace(recipe, runtime=runtime_keys)
+    recipe = recipe.with_keys({"runtime.device": "cpu", "runtime.mode": "graph", "runtime.compile_cache": False})
     prepare_for(recipe.runtime)
     with terminal.working("loading MindSpore"):
         from mindmodel.parallel.runtime import start_runtime

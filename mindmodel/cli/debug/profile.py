@@ -14,7 +14,6 @@ Nothing of the run is changed.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
 import tempfile
@@ -61,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     for change in shrunk:
         terminal.say(f"changed for this machine: {change}")
     recipe = for_this_machine(recipe)
-    recipe = dataclasses.replace(recipe, runtime=dataclasses.replace(recipe.runtime, device="cpu", compile_cache=False))
+    recipe = recipe.with_keys({"runtime.device": "cpu", "runtime.compile_cache": False})
     with _corpus_folder(recipe) as folder:
         opened = open_run(recipe, folder, Position(checkpoint=None, changes=()), terminal)
         recording, profile = _profiled(opened, args.steps, terminal)

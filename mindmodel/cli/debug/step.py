@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import bdb
-import dataclasses
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
 def in_pynative(recipe: Recipe) -> Recipe:
     """The recipe with its runtime.mode set."""
-    return dataclasses.replace(recipe, runtime=dataclasses.replace(recipe.runtime, mode="pynative"))
+    return recipe.with_keys({"runtime.mode": "pynative"})
 
 
 def _opened(recipe: Recipe, terminal: Terminal) -> OpenedRun:
