@@ -8,7 +8,7 @@ import os
 import shutil
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any, Iterator
+from typing import IO, Any, Iterator
 
 from mindmodel.errors import MindModelError
 
@@ -23,12 +23,11 @@ def write_text_safely(path: Path, text: str) -> None:
         OSError: as the system reports it; the file of that name is then as it was.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_of(path, str(os.getpid()))
     try:
         with open(temporary, "w", encoding="utf-8", newline="") as file:
             file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+            sync_file(file)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -40,12 +39,17 @@ def copy_file(source: Path, target: Path) -> None:
     """Copy a file's content byte for byte and fsync it; the caller sees to a temporary folder."""
     with open(source, "rb") as reader, open(target, "wb") as writer:
         shutil.copyfileobj(reader, writer)
-        writer.flush()
-        os.fsync(writer.fileno())
+        sync_file(writer)
+
+
+def sync_file(file: IO[Any]) -> None:
+    """Make durable what was written into an open file."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def temporary_of(path: Path, attempt: str = "") -> Path:
-    """The folder beside `path` that is filled before it gets that name; `attempt` tells writers apart."""
+    """The file or folder beside `path` that is filled before it gets that name; `attempt` tells writers apart."""
     return path.with_name(f".{path.name}.{attempt}.tmp" if attempt else f".{path.name}.tmp")
 
 

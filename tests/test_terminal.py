@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from mindmodel.terminal import Terminal, duration, printable
+from mindmodel.terminal import Terminal, data_size, duration, printable, quantity
 
 
 class Screen(io.StringIO):
@@ -32,6 +32,22 @@ def screen(monkeypatch):
 )
 def test_durations_are_written_as_people_write_them(seconds, words):
     assert duration(seconds) == words
+
+
+@pytest.mark.parametrize(
+    "number, text",
+    [(0, "0 "), (999, "999 "), (999_600, "1 M"), (2358720, "2.36 M"), (8.03e9, "8.03 G"), (1e27, "1000 Y")],
+)
+def test_a_quantity_has_three_digits_and_a_prefix_for_its_unit(number, text):
+    assert quantity(number) == text
+
+
+@pytest.mark.parametrize(
+    "num_bytes, text",
+    [(5, "5 B"), (1536, "1.5 KiB"), (1023 * 2**20, "1023 MiB"), (2**30 - 1, "1 GiB"), (2**60, "1024 PiB")],
+)
+def test_bytes_are_counted_in_1024s(num_bytes, text):
+    assert data_size(num_bytes) == text
 
 
 def test_without_a_terminal_a_line_is_a_line():

@@ -19,7 +19,7 @@ from typing import Iterator, Optional, Sequence
 
 from mindmodel.checkpoint.run_folder import LIVE_NAME, RunFolder
 from mindmodel.cli.arguments import at_least
-from mindmodel.cli.recipe import filling, quantity, with_vocabulary
+from mindmodel.cli.recipe import filling, with_vocabulary
 from mindmodel.dryrun.compile import Progress
 from mindmodel.dryrun.live_page import page_of
 from mindmodel.dryrun.live_text import live_lines
@@ -38,7 +38,7 @@ from mindmodel.recipe.load import load_with_changes
 from mindmodel.recipe.rules import resolve_degrees
 from mindmodel.recipe.schema import AXES, Recipe
 from mindmodel.recipe.shrink import fewer_devices, shrink
-from mindmodel.terminal import Terminal
+from mindmodel.terminal import Terminal, quantity
 
 MAX_PROVEN_DEVICES = 16
 HCCL_BUFFER_BYTES = 2 * 200 << 20

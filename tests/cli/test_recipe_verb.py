@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from mindmodel.cli.main import main
-from mindmodel.cli.recipe import quantity
 from mindmodel.recipe.load import load_recipe, load_run_recipe
 
 TEXT = """\
@@ -66,19 +65,6 @@ def test_a_fault_is_one_message_without_a_traceback(path, capsys):
     assert main(["recipe", str(path), "train.stps=5"]) == 2
     error = capsys.readouterr().err
     assert error == "RecipeError: command line, train.stps: unknown key. Did you mean 'train.steps'?\n"
-
-
-@pytest.mark.parametrize(
-    "number, base, text",
-    [(0, 1000, "0"), (999, 1000, "999"), (2358720, 1000, "2.36 M"), (8.03e9, 1000, "8.03 G"), (1e27, 1000, "1000 Y")],
-)
-def test_a_quantity_has_three_digits_and_a_prefix(number, base, text):
-    assert quantity(number, base).strip() == text
-
-
-def test_bytes_are_counted_in_1024s():
-    assert quantity(1536, 1024) == "1.5 Ki"
-    assert quantity(1023 * 2**20, 1024) == "1023 Mi"
 
 
 def test_sequences_that_only_fill_a_batch_up_are_told(path, capsys):

@@ -22,7 +22,7 @@ from typing import Iterator, Optional
 
 from mindmodel.checkpoint.run_folder import RunFolder
 from mindmodel.cli.arguments import add_recipe_arguments, at_least
-from mindmodel.cli.recipe import quantity, with_vocabulary
+from mindmodel.cli.recipe import with_vocabulary
 from mindmodel.debug.graph.compile import CompiledStep, compile_for_ascend, compile_on_cpu, tell_seconds
 from mindmodel.debug.graph.difference import changes
 from mindmodel.debug.graph.summary import GraphSummary, Missing, read_summary
@@ -33,7 +33,7 @@ from mindmodel.parallel.mesh import mesh_of
 from mindmodel.recipe.load import load_with_changes
 from mindmodel.recipe.rules import resolve_degrees
 from mindmodel.recipe.schema import Recipe
-from mindmodel.terminal import Terminal
+from mindmodel.terminal import Terminal, data_size
 from mindmodel.train.run import for_this_machine
 
 SUMMARY_NAME = "graph.json"
@@ -105,10 +105,6 @@ def _write(step: CompiledStep, summary: GraphSummary, folder: Path) -> list[str]
     return [str(folder / name) for name in texts]
 
 
-def _bytes(number: int) -> str:
-    return f"{quantity(number, 1024)}B"
-
-
 def _lines(summary: GraphSummary) -> Iterator[str]:
     """The whole report but the operators without a kernel."""
     yield f"graph       {summary.num_nodes} nodes for {summary.device}, MindSpore {summary.mindspore}"
@@ -120,7 +116,7 @@ def _lines(summary: GraphSummary) -> Iterator[str]:
     yield from _constant_lines(summary)
     yield "largest     results of nodes"
     for tensor in summary.tensors[:SHOWN]:
-        yield f"  {_bytes(tensor.num_bytes):>9}  {tensor.type}  {tensor.kind} of {tensor.place}  {tensor.where}"
+        yield f"  {data_size(tensor.num_bytes):>9}  {tensor.type}  {tensor.kind} of {tensor.place}  {tensor.where}"
     yield f"casts       {sum(cast.count for cast in summary.casts)}"
     for cast in summary.casts[:SHOWN]:
         yield f"  {cast.count:>9}  {cast.before} to {cast.after} of {cast.origin}  {cast.where}"
@@ -135,16 +131,16 @@ def _wrapped(title: str, words: list[str], width: int = 8) -> Iterator[str]:
 def _parameter_lines(summary: GraphSummary) -> Iterator[str]:
     rows = summary.parameters
     total = sum(row.num_bytes for row in rows)
-    yield f"parameters  {sum(row.count for row in rows)}, with the optimizer's: {_bytes(total)}"
+    yield f"parameters  {sum(row.count for row in rows)}, with the optimizer's: {data_size(total)}"
     for row in summary.frozen:
-        yield f"  never updated: {row.name} {row.type}, {row.count} of them: {_bytes(row.num_bytes)}"
+        yield f"  never updated: {row.name} {row.type}, {row.count} of them: {data_size(row.num_bytes)}"
 
 
 def _constant_lines(summary: GraphSummary) -> Iterator[str]:
     rows = summary.constants
-    yield f"constants   {sum(row.copies for row in rows)}: {_bytes(sum(row.num_bytes for row in rows))}"
+    yield f"constants   {sum(row.copies for row in rows)}: {data_size(sum(row.num_bytes for row in rows))}"
     for row in rows[:SHOWN]:
-        yield f"  {_bytes(row.num_bytes):>9}  {row.copies} x {row.type} in {row.place}  {row.where}"
+        yield f"  {data_size(row.num_bytes):>9}  {row.copies} x {row.type} in {row.place}  {row.where}"
     for row in summary.duplicates:
         yield f"  held {row.copies} times: {row.type}, read in {row.place}  {row.where}"
 

@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Iterator
 
 from mindmodel.checkpoint.run_folder import RunFolder
 from mindmodel.cli.arguments import add_recipe_arguments, at_least
-from mindmodel.cli.recipe import quantity
 from mindmodel.debug.profile.chrome_trace import chrome_trace
 from mindmodel.debug.profile.page import page_of
 from mindmodel.debug.profile.step_profile import PHASES, MemoryUse, StepProfile, placed_kernels, profile_of
@@ -33,7 +32,7 @@ from mindmodel.files import write_text_safely
 from mindmodel.parallel.environment import prepare_environment
 from mindmodel.recipe.load import load_with_changes
 from mindmodel.recipe.schema import Recipe
-from mindmodel.terminal import Terminal
+from mindmodel.terminal import Terminal, data_size
 from mindmodel.train.run import OpenedRun, Position, for_this_machine, open_run
 
 if TYPE_CHECKING:
@@ -156,20 +155,16 @@ def _product_lines(profile: StepProfile) -> Iterator[str]:
 
 
 def _memory_lines(memory: MemoryUse) -> Iterator[str]:
-    parameters = ", ".join(f"{name} {_bytes(number)}" for name, number in memory.parameter_bytes.items())
+    parameters = ", ".join(f"{name} {data_size(number)}" for name, number in memory.parameter_bytes.items())
     place = f"kernel {memory.peak_index + 1} of {len(memory.curve)}: {memory.peak_kernel}"
-    yield f"memory      {_bytes(memory.peak_bytes)} of tensors at the peak, in {place}"
-    yield f"  of it inputs and constants {_bytes(memory.fixed_bytes)}; beside it {parameters}"
-    yield f"  the process held {_bytes(memory.process_bytes)} at most, with compilation"
+    yield f"memory      {data_size(memory.peak_bytes)} of tensors at the peak, in {place}"
+    yield f"  of it inputs and constants {data_size(memory.fixed_bytes)}; beside it {parameters}"
+    yield f"  the process held {data_size(memory.process_bytes)} at most, with compilation"
     if memory.unexplained_bytes:
-        yield f"  {_bytes(memory.unexplained_bytes)} of the peak belong to no tensor of the graph"
+        yield f"  {data_size(memory.unexplained_bytes)} of the peak belong to no tensor of the graph"
     for row in memory.held[:SHOWN]:
         what = f"{row.operator} of {row.place}, {row.phase}"
-        yield f"  {_bytes(row.num_bytes):>9}  {row.count:>3} x {row.type:<24} {what}; last read by {row.last_read}"
-
-
-def _bytes(number: int) -> str:
-    return f"{quantity(number, 1024)}B"
+        yield f"  {data_size(row.num_bytes):>9}  {row.count:>3} x {row.type:<24} {what}; last read by {row.last_read}"
 
 
 def _ms(seconds: float) -> str:
