@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from typing import Callable
+from typing import Callable, Mapping, Optional
+
+from mindmodel.recipe.load import load_with_changes
+from mindmodel.recipe.schema import Recipe
+from mindmodel.terminal import Terminal
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser, optional: bool = False) -> None:
@@ -13,6 +17,28 @@ def add_recipe_arguments(parser: argparse.ArgumentParser, optional: bool = False
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="put on top, such as train.steps=20")
     parser.add_argument("--single", action="store_true", help="all parallel degrees 1: runs on one device")
     parser.add_argument("--shrink", action="store_true", help="the same structure in small sizes")
+
+
+def load_as_asked(args: argparse.Namespace, terminal: Terminal, devices: Optional[int] = None) -> Recipe:
+    """The recipe of these arguments; what --single and --shrink change is said.
+
+    Args:
+        devices: as load_with_changes'.
+    """
+    recipe, changes = load_with_changes(
+        args.recipe, args.overrides, single=args.single, shrink=args.shrink, devices=devices
+    )
+    for change in changes:
+        terminal.say(f"changed for this machine: {change}")
+    return recipe
+
+
+def add_subcommands(
+    parser: argparse.ArgumentParser, summaries: Mapping[str, str]
+) -> dict[str, argparse.ArgumentParser]:
+    """A parser for each subcommand, by name; which one was typed stands in `subcommand`."""
+    subparsers = parser.add_subparsers(dest="subcommand", metavar=" | ".join(summaries), required=True)
+    return {name: subparsers.add_parser(name, help=summary) for name, summary in summaries.items()}
 
 
 def add_break_argument(parser: argparse.ArgumentParser) -> None:

@@ -21,16 +21,15 @@ from pathlib import Path
 from typing import Iterator, Optional
 
 from mindmodel.checkpoint.run_folder import RunFolder
-from mindmodel.cli.arguments import add_recipe_arguments, at_least
+from mindmodel.cli.arguments import add_recipe_arguments, at_least, load_as_asked
 from mindmodel.cli.recipe import with_vocabulary
 from mindmodel.debug.graph.compile import CompiledStep, compile_for_ascend, compile_on_cpu, tell_seconds
 from mindmodel.debug.graph.difference import changes
 from mindmodel.debug.graph.summary import GraphSummary, Missing, read_summary
 from mindmodel.dryrun.run import chosen_ranks
 from mindmodel.files import write_text_safely
-from mindmodel.parallel.environment import prepare_for
+from mindmodel.parallel.loading import load_runtime
 from mindmodel.parallel.mesh import mesh_of
-from mindmodel.recipe.load import load_with_changes
 from mindmodel.recipe.rules import resolve_degrees
 from mindmodel.recipe.schema import Recipe
 from mindmodel.terminal import Terminal, data_size
@@ -56,10 +55,7 @@ def run(args: argparse.Namespace) -> int:
     terminal = Terminal(sys.stderr if args.json else None)
     old = read_summary(args.diff / SUMMARY_NAME if args.diff.is_dir() else args.diff) if args.diff else None
     devices = args.devices if args.device == "ascend" else None
-    changed = {"single": args.single, "shrink": args.shrink, "devices": devices}
-    recipe, shrunk = load_with_changes(args.recipe, args.overrides, **changed)
-    for change in shrunk:
-        terminal.say(f"changed for this machine: {change}")
+    recipe = load_as_asked(args, terminal, devices)
     if args.device == "cpu":
         step = _on_cpu(with_vocabulary(for_this_machine(recipe)), terminal)
     else:
@@ -78,12 +74,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _on_cpu(recipe: Recipe, terminal: Terminal) -> CompiledStep:
     recipe = recipe.with_keys({"runtime.device": "cpu", "runtime.mode": "graph", "runtime.compile_cache": False})
-    prepare_for(recipe.runtime)
-    with terminal.working("loading MindSpore"):
-        from mindmodel.parallel.runtime import start_runtime
-        from mindmodel.train.build import build
+    runtime = load_runtime(recipe, "graph", terminal)
+    from mindmodel.train.build import build
+
     tell_seconds()
-    runtime = start_runtime(recipe, "graph", terminal)
     built = build(recipe)
     with terminal.working("compiling the training step"):
         return compile_on_cpu(built.whole, built.example(recipe), runtime.cache)

@@ -23,14 +23,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Iterator
 
 from mindmodel.checkpoint.run_folder import RunFolder
-from mindmodel.cli.arguments import add_recipe_arguments, at_least
+from mindmodel.cli.arguments import add_recipe_arguments, at_least, load_as_asked
 from mindmodel.debug.profile.chrome_trace import chrome_trace
 from mindmodel.debug.profile.page import page_of
 from mindmodel.debug.profile.step_profile import PHASES, MemoryUse, StepProfile, placed_kernels, profile_of
 from mindmodel.errors import LayoutError
 from mindmodel.files import write_text_safely
-from mindmodel.parallel.environment import prepare_environment
-from mindmodel.recipe.load import load_with_changes
+from mindmodel.parallel.loading import load_runtime
 from mindmodel.recipe.schema import Recipe
 from mindmodel.terminal import Terminal, data_size
 from mindmodel.train.run import OpenedRun, Position, for_this_machine, open_run
@@ -55,9 +54,7 @@ def run(args: argparse.Namespace) -> int:
     if args.device == "ascend":
         _refuse_ascend()
     terminal = Terminal(sys.stderr if args.json else None)
-    recipe, shrunk = load_with_changes(args.recipe, args.overrides, single=args.single, shrink=args.shrink)
-    for change in shrunk:
-        terminal.say(f"changed for this machine: {change}")
+    recipe = load_as_asked(args, terminal)
     recipe = for_this_machine(recipe)
     recipe = recipe.with_keys({"runtime.device": "cpu", "runtime.compile_cache": False})
     with _corpus_folder(recipe) as folder:
@@ -93,12 +90,9 @@ def _corpus_folder(recipe: Recipe) -> Iterator[RunFolder]:
 
 
 def _profiled(opened: OpenedRun, num_steps: int, terminal: Terminal) -> tuple["Recording", StepProfile]:
-    settings = opened.recipe.runtime
-    prepare_environment(settings.threads, settings.cpu_kernels)
-    with terminal.working("loading MindSpore"):
-        from mindmodel.debug.profile.recorder import record_steps
-        from mindmodel.parallel.runtime import start_runtime
-    runtime = start_runtime(opened.recipe, "profile", terminal)
+    runtime = load_runtime(opened.recipe, "profile", terminal)
+    from mindmodel.debug.profile.recorder import record_steps
+
     with terminal.working("compiling and profiling the training step"):
         recording = record_steps(opened, runtime, num_steps)
     return recording, profile_of(
