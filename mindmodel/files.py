@@ -93,6 +93,18 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
+def read_bytes(path: Path, error: type[MindModelError], max_bytes: int) -> bytes:
+    """The content of a file.
+
+    Raises:
+        error: if it is longer than `max_bytes`; it is not read then.
+    """
+    size = path.stat().st_size
+    if size > max_bytes:
+        raise error(f"{path}: has {size:,} bytes, more than the {max_bytes:,} that such a file may have.")
+    return path.read_bytes()
+
+
 def read_json(path: Path, error: type[MindModelError], max_bytes: int = JSON_MAX_BYTES) -> dict[str, Any]:
     """The JSON object in a file.
 
@@ -106,10 +118,8 @@ def read_json(path: Path, error: type[MindModelError], max_bytes: int = JSON_MAX
     path = Path(path)
     if not path.is_file():
         raise error(f"{path}: there is no such file.")
-    if path.stat().st_size > max_bytes:
-        raise error(f"{path}: {path.stat().st_size} bytes, more than the {max_bytes} that such a file may have.")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_bytes(path, error, max_bytes).decode("utf-8"))
     except (ValueError, RecursionError) as fault:
         raise error(f"{path}: not JSON ({fault}). The file is damaged; write or fetch it again.") from fault
     if not isinstance(content, dict):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import io
 import os
 import re
-import subprocess
 import sys
 
 import pytest
 
+from command import ROOT, in_terminal
 from mindmodel.terminal import Terminal, data_size, duration, printable, quantity
 
 
@@ -124,18 +124,7 @@ with Terminal().working("compiling"):
 
 
 def test_on_a_terminal_long_work_shows_the_seconds_so_far():
-    import pty
-
-    ours, its = pty.openpty()
-    with subprocess.Popen([sys.executable, "-c", WORK], stdout=its, cwd=os.path.dirname(os.path.dirname(__file__))):
-        os.close(its)
-        output = b""
-        try:
-            while chunk := os.read(ours, 4096):
-                output += chunk
-        except OSError:
-            pass
-    os.close(ours)
-    shown = output.decode().split("\r\x1b[K")
-    assert len({line for line in shown if re.fullmatch(r"[|/\\-] compiling  \d s", line)}) >= 3
+    code, output = in_terminal([sys.executable, "-c", WORK], 80, cwd=ROOT)
+    shown = output.split("\r\x1b[K")
+    assert code == 0 and len({line for line in shown if re.fullmatch(r"[|/\\-] compiling  \d s", line)}) >= 3
     assert re.fullmatch(r"compiling: [12] s\r\n", shown[-1])

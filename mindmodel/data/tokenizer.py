@@ -12,7 +12,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from mindmodel.errors import DataError
-from mindmodel.files import read_json, sync_file
+from mindmodel.files import read_bytes, read_json, sync_file
 
 TOKENIZER_JSON = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -174,10 +174,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def _read(path: Path) -> bytes:
-    size = path.stat().st_size
-    if size > MAX_FILE_BYTES:
-        raise DataError(f"{path}: has {size:,} bytes, more than the {MAX_FILE_BYTES:,} that such a file may have.")
-    return path.read_bytes()
+    return read_bytes(path, DataError, MAX_FILE_BYTES)
 
 
 def _parse(content: bytes, origin: str) -> tokenizers.Tokenizer:
