@@ -25,7 +25,7 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
 
 
 def recipe_to_yaml(recipe: Recipe) -> str:
-    """The resolved recipe as a file that `load_run_recipe` reads back to an equal Recipe.
+    """The resolved recipe as a file that `load_recipe` reads back to an equal Recipe.
 
     `name` is written because a run's file is always called recipe.yaml. Keys that are not set are left out.
     """

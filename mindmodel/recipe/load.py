@@ -197,11 +197,16 @@ def load_run_recipe(path: PathLike) -> Recipe:
     """Read the resolved recipe.yaml of a run. Types and bounds are checked; rules across sections are not applied.
 
     Raises:
-        RecipeError: if the file is missing or does not fit the schema.
+        RecipeError: if the file is missing, does not fit the schema, or lacks a size of the model.
     """
     draft = _Draft(path)
     draft.add_file()
-    return draft.recipe()
+    recipe = with_defaults(draft.recipe())
+    missing = [name for name in ("vocab_size", "head_size") if getattr(recipe.model, name) is None]
+    works = "A run's recipe names every size. Take it from the index.json of one of its checkpoints."
+    draft.report(Fault(f"model.{name}", f"is missing. {works}") for name in missing)
+    draft.stop_on_faults()
+    return recipe
 
 
 def with_overrides(recipe: Recipe, overrides: Sequence[str], where: PathLike) -> Recipe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -78,6 +79,15 @@ def test_errors_become_exit_codes(raising, capsys, error, code):
     assert main(["recipe"]) == code
     if code != 130:
         assert capsys.readouterr().err == f"{type(error).__name__}: no\n"
+
+
+def test_what_the_output_cannot_encode_is_escaped(tmp_path, monkeypatch):
+    (tmp_path / "é.yaml").write_text((ROOT / "recipes" / "cpu" / "tiny.yaml").read_text())
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    assert main(["recipe", str(tmp_path / "é.yaml")]) == 0
+    sys.stdout.flush()
+    assert written.getvalue().startswith(b"name: \\xe9\n")
 
 
 def test_debug_shows_the_traceback(raising):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mindmodel.cli.main import main
-from mindmodel.recipe.load import load_recipe, load_run_recipe
+from mindmodel.recipe.load import load_recipe
 
 TEXT = """\
 model: {family: llama, hidden_size: 64, num_layers: 4, num_heads: 4, ffn_size: 160}
@@ -28,7 +28,7 @@ def test_it_prints_a_recipe_that_can_be_used_and_what_it_needs(path, capsys, tmp
     assert main(["recipe", str(path), "train.steps=50"]) == 0
     resolved, summary = capsys.readouterr().out.split("\n\n", 1)
     (tmp_path / "recipe.yaml").write_text(resolved)
-    assert load_run_recipe(tmp_path / "recipe.yaml") == load_recipe(path, ["train.steps=50"])
+    assert load_recipe(tmp_path / "recipe.yaml") == load_recipe(path, ["train.steps=50"])
     heads = [line.split()[0] for line in summary.splitlines() if not line.startswith(" ")]
     assert heads == ["batch", "parameters", "tokens", "arithmetic", "memory", "disk"]
     assert "8 sequences of 32 tokens a step, 4 a dp rank" in summary

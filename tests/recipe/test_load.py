@@ -136,6 +136,7 @@ def test_a_name_cannot_leave_the_runs_folder(tmp_path, small, name):
 
 def test_a_resolved_recipe_reads_back_equal(load, tmp_path):
     recipe = load(
+        "model.vocab_size=512",
         "runtime.output='3e-4'",
         "data.source=[a b.txt, 'no', '*.md']",
         "model.rope_scaling={type: llama3, factor: 8}",
@@ -148,10 +149,23 @@ def test_a_resolved_recipe_reads_back_equal(load, tmp_path):
 
 
 def test_a_run_recipe_is_read_without_rules_but_with_types(load, tmp_path):
-    text = recipe_to_yaml(load())
+    text = recipe_to_yaml(load("model.vocab_size=512"))
     assert load_run_recipe(write(tmp_path / "a.yaml", text.replace("seq_len: 32", "seq_len: 33"))).data.seq_len == 33
     with pytest.raises(RecipeError, match="data.seq_len: 'x' does not fit"):
         load_run_recipe(write(tmp_path / "b.yaml", text.replace("seq_len: 32", "seq_len: x")))
+
+
+def test_a_run_recipe_that_was_edited_has_its_defaults_again_or_is_refused(load, tmp_path):
+    recipe = load("model.vocab_size=512")
+    lines = recipe_to_yaml(recipe).splitlines()
+
+    def without(*names):
+        kept = [line for line in lines if not line.strip().startswith(names)]
+        return load_run_recipe(write(tmp_path / "recipe.yaml", "\n".join(kept)))
+
+    assert without("num_kv_heads", "head_size", "qk_norm") == recipe.with_keys({"model.num_kv_heads": 4})
+    with pytest.raises(RecipeError, match="recipe.yaml, model.vocab_size: is missing. A run's recipe names every size"):
+        without("vocab_size")
 
 
 def test_a_recipe_is_plain_values(load):
