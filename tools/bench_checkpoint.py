@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Iterable, Iterator, Optional, Sequence
 
-from bench.rivals import ChildFailed, bench_parser, environment, machine, table, write_json
+from bench.rivals import ChildFailed, bench_parser, environment, machine, run_script, table, write_json
 
 from mindmodel.checkpoint.blocks import Block
 from mindmodel.checkpoint.index import Index
@@ -162,7 +162,4 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except ChildFailed as error:
-        sys.exit(str(error))
+    run_script(main)

@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Mapping, Optional, Sequence
 
 from bench.rivals import (
-    ChildFailed,
     add_threads,
     bench_parser,
     foreign_cores,
@@ -25,6 +24,7 @@ from bench.rivals import (
     noise,
     race,
     ratio,
+    run_script,
     some_of,
     spread,
     table,
@@ -120,7 +120,4 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except ChildFailed as error:
-        sys.exit(str(error))
+    run_script(main)

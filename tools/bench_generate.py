@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Optional, Sequence
 
 from bench.rivals import (
-    ChildFailed,
     add_threads,
     bench_parser,
     environment,
@@ -29,6 +28,7 @@ from bench.rivals import (
     noise,
     race,
     ratio,
+    run_script,
     some_of,
     spread,
     table,
@@ -105,7 +105,4 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except ChildFailed as error:
-        sys.exit(str(error))
+    run_script(main)

@@ -41,6 +41,7 @@ from bench.rivals import (
     median,
     noise,
     ratio,
+    run_script,
     some_of,
     spread,
     table,
@@ -264,7 +265,4 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except ChildFailed as error:
-        sys.exit(str(error))
+    run_script(main)

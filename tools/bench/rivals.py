@@ -187,6 +187,14 @@ def bench_parser(doc: Optional[str], rounds: int) -> argparse.ArgumentParser:
     return parser
 
 
+def run_script(main: Callable[[], int]) -> None:
+    """End the process as `main` says; a rival that failed is a message."""
+    try:
+        sys.exit(main())
+    except ChildFailed as error:
+        sys.exit(str(error))
+
+
 def add_threads(parser: argparse.ArgumentParser) -> None:
     """--threads."""
     parser.add_argument("--threads", type=int, default=usable_cores(), help="default all cores this process may use")
