@@ -288,7 +288,7 @@ def _refuse_too_large(recipe: Recipe) -> None:
         raise RecipeError(
             f"recipe '{recipe.name}': weights, gradients, moments and the logits of a micro-batch are "
             f"{data_size(needed)}; this machine has {data_size(machine.total_bytes)}. Use a smaller model, more "
-            " parallel.micro_batches or fewer train.tokens_per_step; --shrink keeps the structure."
+            "parallel.micro_batches or fewer train.tokens_per_step; --shrink keeps the structure."
         )
 
 

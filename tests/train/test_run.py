@@ -164,7 +164,7 @@ def test_a_damaged_metrics_file_is_refused_before_anything_is_loaded(recipe, fol
 def test_a_model_that_is_larger_than_the_machine_is_refused(vocab_size, recipe, folder, terminal, monkeypatch):
     monkeypatch.setattr(room, "memory", lambda: Memory(total_bytes=2**18, free_bytes=2**18))
     wanted = with_keys(recipe, "model", vocab_size=vocab_size)
-    message = "weights, gradients, moments and the logits of a micro-batch are .* MiB; this machine has 256 KiB. Use a"
+    message = "weights, gradients, moments and the logits of a micro-batch are .* KiB; this machine has 256 KiB. Use a"
     with owned(folder), pytest.raises(RecipeError, match=message):
         open_run(wanted, folder, find_position(wanted, folder, terminal), terminal)
     assert (folder.path / "data").exists() == (vocab_size is None)  # known sizes are refused before text is read
