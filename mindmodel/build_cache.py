@@ -20,10 +20,10 @@ from typing import Callable, Iterator
 
 import mindmodel
 from mindmodel.errors import MindModelError
-from mindmodel.files import file_inside, read_json, sha256_of
+from mindmodel.files import file_inside, read_json, sha256_of, write_text_safely
 from mindmodel.machine import cache_folder
 
-MANIFEST = "manifest.json"
+MANIFEST, LOCK = "manifest.json", ".lock"
 SOURCE_SUFFIXES = (".py", ".cc", ".h")
 BUILD_LIMIT_S = 300
 
@@ -74,13 +74,18 @@ def open_lock(folder: Path) -> int:
     """Make a folder that is the user's alone, and open the file whose lock is the right to change it."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     os.chmod(folder, 0o700)
-    return os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    return os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    """By name, of every file below a folder but its manifest and lock."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in (MANIFEST, LOCK))
+    return {str(path.relative_to(folder)): sha256_of(path) for path in files}
 
 
 def write_manifest(folder: Path) -> None:
     """Note the checksum of every file that a folder holds now."""
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    (folder / MANIFEST).write_text(json.dumps({str(path.relative_to(folder)): sha256_of(path) for path in files}))
+    write_text_safely(folder / MANIFEST, json.dumps(checksums(folder)))
 
 
 def is_whole(folder: Path) -> bool:

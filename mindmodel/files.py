@@ -8,7 +8,7 @@ import os
 import shutil
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any, Iterator
+from typing import IO, Any, Iterator
 
 from mindmodel.errors import MindModelError
 
@@ -34,13 +34,12 @@ def write_text_safely(path: Path, text: str) -> None:
         OSError: as the system reports it; the file of that name is then as it was.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_of(path, str(os.getpid()))
     try:
         with _place_named(path):
             with open(temporary, "w", encoding="utf-8", newline="") as file:
                 file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
+                sync_file(file)
             os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -52,12 +51,17 @@ def copy_file(source: Path, target: Path) -> None:
     """Copy a file's content byte for byte and fsync it; the caller sees to a temporary folder."""
     with open(source, "rb") as reader, open(target, "wb") as writer:
         shutil.copyfileobj(reader, writer)
-        writer.flush()
-        os.fsync(writer.fileno())
+        sync_file(writer)
+
+
+def sync_file(file: IO[Any]) -> None:
+    """Make durable what was written into an open file."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def temporary_of(path: Path, attempt: str = "") -> Path:
-    """The folder beside `path` that is filled before it gets that name; `attempt` tells writers apart."""
+    """The file or folder beside `path` that is filled before it gets that name; `attempt` tells writers apart."""
     return path.with_name(f".{path.name}.{attempt}.tmp" if attempt else f".{path.name}.tmp")
 
 
@@ -102,6 +106,18 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
+def read_bytes(path: Path, error: type[MindModelError], max_bytes: int) -> bytes:
+    """The content of a file.
+
+    Raises:
+        error: if it is longer than `max_bytes`; it is not read then.
+    """
+    size = path.stat().st_size
+    if size > max_bytes:
+        raise error(f"{path}: has {size:,} bytes, more than the {max_bytes:,} that such a file may have.")
+    return path.read_bytes()
+
+
 def read_json(path: Path, error: type[MindModelError], max_bytes: int = JSON_MAX_BYTES) -> dict[str, Any]:
     """The JSON object in a file.
 
@@ -115,10 +131,8 @@ def read_json(path: Path, error: type[MindModelError], max_bytes: int = JSON_MAX
     path = Path(path)
     if not path.is_file():
         raise error(f"{path}: there is no such file.")
-    if path.stat().st_size > max_bytes:
-        raise error(f"{path}: {path.stat().st_size} bytes, more than the {max_bytes} that such a file may have.")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_bytes(path, error, max_bytes).decode("utf-8"))
     except (ValueError, RecursionError) as fault:
         raise error(f"{path}: not JSON ({fault}). The file is damaged; write or fetch it again.") from fault
     if not isinstance(content, dict):

@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import mmap
-import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from mindmodel.errors import CheckpointError, MindModelError
+from mindmodel.files import sync_file
 
 DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype("<f8"),
@@ -94,8 +94,7 @@ def write_tensors(
             file.write(part)
             if isinstance(tensors[name], LazyTensor):
                 digests[name].result()  # its numbers go before the next come
-        file.flush()
-        os.fsync(file.fileno())
+        sync_file(file)
         return Written(num_bytes=num_bytes, sha256={name: digest.result() for name, digest in digests.items()})
 
 

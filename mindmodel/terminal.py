@@ -1,4 +1,4 @@
-"""The one way to talk to the person at the terminal: lines, a progress bar, and a moving line for long silent work."""
+"""The one way to talk to the person at the terminal: lines, a bar, a moving line for silent work; numbers in words."""
 
 from __future__ import annotations
 
@@ -25,6 +25,21 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def quantity(number: float, base: int = 1000) -> str:
+    """A number of three digits with a prefix for its unit, such as 8.03 G; base 1024 gives Ki, Mi, Gi."""
+    prefixes = ("", "k", "M", "G", "T", "P", "E", "Z", "Y") if base == 1000 else ("", "Ki", "Mi", "Gi", "Ti", "Pi")
+    power = 0
+    while abs(number) >= base - 0.5 and power < len(prefixes) - 1:  # what would be rounded to the base
+        number, power = number / base, power + 1
+    digits = f"{number:.0f}" if number >= 100 or power == 0 else f"{number:.3g}"
+    return f"{digits} {prefixes[power]}"
+
+
+def data_size(num_bytes: float) -> str:
+    """Bytes as people write them: 5 B, 1.5 KiB, 58 GiB."""
+    return f"{quantity(num_bytes, 1024)}B"
 
 
 def printable(text: str) -> str:

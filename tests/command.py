@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -9,8 +10,10 @@ import pty
 import random
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -163,6 +166,22 @@ class Command:
         assert done.returncode == code, done.stderr + done.stdout
         assert "Traceback" not in done.stderr and done.stderr.count("Error: ") == 1, done.stderr
         return done.stderr
+
+
+def in_terminal(arguments, columns, **options) -> tuple[int, str]:
+    """Exit code and output of a process that believes it writes to a terminal of so many columns."""
+    ours, its = pty.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    output = b""
+    with subprocess.Popen(arguments, stdin=its, stdout=its, stderr=its, **options) as process:
+        os.close(its)
+        try:
+            while chunk := os.read(ours, 1 << 16):
+                output += chunk
+        except OSError:  # the other end was closed
+            pass
+    os.close(ours)
+    return process.returncode, output.decode()
 
 
 def fill_with_corpus(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from pathlib import Path
 from typing import Iterator
@@ -48,12 +49,15 @@ def _is_rule(node: ast.AST) -> bool:
     return returns is not None and "Iterator[Fault]" in ast.unparse(returns)
 
 
-def all_documented() -> Iterator[tuple[str, ast.AST, str]]:
+@functools.cache
+def all_documented() -> list[tuple[str, ast.AST, str]]:
+    found = []
     for path in FILES:
         where = path.relative_to(PACKAGE.parent)
         for name, node, text in documented(ast.parse(path.read_text(encoding="utf-8"))):
             if not (_is_rule(node) or where.parts[1] == "cli" and name in TOLD_BY_THE_MODULE):
-                yield f"{where}: {name}", node, text
+                found.append((f"{where}: {name}", node, text))
+    return found
 
 
 def test_what_is_public_is_explained():

@@ -6,12 +6,12 @@ import io
 import os
 import re
 import signal
-import subprocess
 import sys
 
 import pytest
 
-from mindmodel.terminal import Terminal, duration, ended_by_interrupt, printable
+from command import ROOT, in_terminal
+from mindmodel.terminal import Terminal, data_size, duration, ended_by_interrupt, printable, quantity
 
 
 class Screen(io.StringIO):
@@ -33,6 +33,22 @@ def screen(monkeypatch):
 )
 def test_durations_are_written_as_people_write_them(seconds, words):
     assert duration(seconds) == words
+
+
+@pytest.mark.parametrize(
+    "number, text",
+    [(0, "0 "), (999, "999 "), (999_600, "1 M"), (2358720, "2.36 M"), (8.03e9, "8.03 G"), (1e27, "1000 Y")],
+)
+def test_a_quantity_has_three_digits_and_a_prefix_for_its_unit(number, text):
+    assert quantity(number) == text
+
+
+@pytest.mark.parametrize(
+    "num_bytes, text",
+    [(5, "5 B"), (1536, "1.5 KiB"), (1023 * 2**20, "1023 MiB"), (2**30 - 1, "1 GiB"), (2**60, "1024 PiB")],
+)
+def test_bytes_are_counted_in_1024s(num_bytes, text):
+    assert data_size(num_bytes) == text
 
 
 def test_without_a_terminal_a_line_is_a_line():
@@ -109,20 +125,9 @@ with Terminal().working("compiling"):
 
 
 def test_on_a_terminal_long_work_shows_the_seconds_so_far():
-    import pty
-
-    ours, its = pty.openpty()
-    with subprocess.Popen([sys.executable, "-c", WORK], stdout=its, cwd=os.path.dirname(os.path.dirname(__file__))):
-        os.close(its)
-        output = b""
-        try:
-            while chunk := os.read(ours, 4096):
-                output += chunk
-        except OSError:
-            pass
-    os.close(ours)
-    shown = output.decode().split("\r\x1b[K")
-    assert len({line for line in shown if re.fullmatch(r"[|/\\-] compiling  \d s", line)}) >= 3
+    code, output = in_terminal([sys.executable, "-c", WORK], 80, cwd=ROOT)
+    shown = output.split("\r\x1b[K")
+    assert code == 0 and len({line for line in shown if re.fullmatch(r"[|/\\-] compiling  \d s", line)}) >= 3
     assert re.fullmatch(r"compiling: [12] s\r\n", shown[-1])
 
 

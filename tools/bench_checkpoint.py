@@ -12,7 +12,6 @@ the files were dropped. `index` is that of a 70B model on 8,192 ranks, from shar
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import statistics
 import subprocess
@@ -23,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Iterable, Iterator, Optional, Sequence
 
-from bench.rivals import ChildFailed, environment, machine, table, write_json
+from bench.rivals import ChildFailed, bench_parser, environment, machine, run_script, table, write_json
 
 from mindmodel.checkpoint.blocks import Block
 from mindmodel.checkpoint.index import Index
@@ -85,7 +84,7 @@ def summary(rounds: Sequence[dict[str, Result]], num_bytes: int) -> list[Result]
 def index_row(level: str, folder: Path) -> Result:
     """Seconds to share a 70B model and its optimizer out over 8,192 ranks, and for the index of what they wrote."""
     recipe, _ = load_with_changes(str(LARGE), [f"parallel.shard_optimizer={level}", "parallel.dp=16"])
-    recipe = dataclasses.replace(recipe, parallel=dataclasses.replace(recipe.parallel, dp=DP))
+    recipe = recipe.with_keys({"parallel.dp": DP})
     with timed() as shared_out:
         weights = weight_placements(recipe)
         placements = {**weights, **optimizer_placements(weights)}
@@ -128,11 +127,9 @@ def _parts_of(found: Sequence[Piece], placements: Iterable[str]) -> list[Part]:
 
 def arguments(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     """Of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench_parser(__doc__, rounds=3)
     parser.add_argument("--gib", type=float, default=0.5, help="of tensors, default 0.5; memory holds them three times")
-    parser.add_argument("--rounds", type=int, default=3, help="default 3")
     parser.add_argument("--folder", help="on the disk to measure; default that of temporary files")
-    parser.add_argument("--json", metavar="FILE", help="also as JSON; - is standard output")
     return parser.parse_args(argv)
 
 
@@ -165,7 +162,4 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except ChildFailed as error:
-        sys.exit(str(error))
+    run_script(main)

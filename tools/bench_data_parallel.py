@@ -11,7 +11,6 @@ ranks need to sum the gradients with nothing else to do, measured after each lau
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import statistics
 import subprocess
@@ -21,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Optional, Sequence
 
-from bench.rivals import environment, machine, table, write_json
+from bench.rivals import bench_parser, environment, machine, some_of, table, write_json
 from bench.sizes import SIZES, recipe_of
 
 from mindmodel.machine import usable_cores
@@ -54,16 +53,13 @@ class Row:
 
 def bench_recipe(size: str, steps: int) -> Recipe:
     """Trains a size of the benchmarks on real text, every step logged and nothing evaluated or saved in between."""
-    recipe = recipe_of(SIZES[size], usable_cores())
-    data = dataclasses.replace(recipe.data, heldout=0.0, tokenizer_vocab_size=SIZES[size].vocab_size)
-    return dataclasses.replace(
-        recipe,
-        data=data,
-        train=dataclasses.replace(recipe.train, steps=steps, eval_every=0),
-        optim=dataclasses.replace(recipe.optim, warmup_steps=steps // 2),
-        checkpoint=dataclasses.replace(recipe.checkpoint, every=0),
-        log=dataclasses.replace(recipe.log, every=1),
-    )
+    return recipe_of(SIZES[size], usable_cores()).with_keys({
+        "data.heldout": 0.0,
+        "data.tokenizer_vocab_size": SIZES[size].vocab_size,
+        "train.steps": steps,
+        "optim.warmup_steps": steps // 2,
+        "log.every": 1,
+    })
 
 
 def command(verb: str, recipe: Path, output: Path, *keys: str) -> list[dict[str, float]]:
@@ -76,7 +72,7 @@ def command(verb: str, recipe: Path, output: Path, *keys: str) -> list[dict[str,
     return [row for row in rows if "loss" in row]
 
 
-def sum_s(recipe: Recipe, ranks: int, folder: Path) -> float:
+def sum_s(recipe: Recipe, folder: Path) -> float:
     """Median seconds of a sum of the gradients over the ranks."""
     launch = plan_launch(recipe, Nodes(), ["unused"])
     result, source = folder / "sums.json", folder / "recipe.json"
@@ -101,9 +97,8 @@ def measure(size: str, args: argparse.Namespace, folder: Path) -> tuple[Row, flo
         for mine, other in zip(ranks[:COMPARED_STEPS], alone):
             apart = max(apart, abs(mine["loss"] / other["loss"] - 1))
         rounds.append([statistics.median(row["step_s"] for row in rows[SKIPPED_STEPS:]) for rows in (alone, ranks)])
-        parallel = dataclasses.replace(recipe.parallel, dp=args.ranks)
-        runtime = dataclasses.replace(recipe.runtime, threads=threads, output=str(folder / "sums"))
-        sums.append(sum_s(dataclasses.replace(recipe, parallel=parallel, runtime=runtime), args.ranks, folder))
+        keys = {"parallel.dp": args.ranks, "runtime.threads": threads, "runtime.output": str(folder / "sums")}
+        sums.append(sum_s(recipe.with_keys(keys), folder))
     row = Row(
         size=size,
         ranks=args.ranks,
@@ -117,16 +112,14 @@ def measure(size: str, args: argparse.Namespace, folder: Path) -> tuple[Row, flo
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", default="tiny,small", help=f"of {', '.join(SIZES)}; default tiny,small")
+    parser = bench_parser(__doc__, rounds=3)
+    parser.add_argument("--sizes", type=some_of(SIZES), default=["tiny", "small"], help="default tiny,small")
     parser.add_argument("--ranks", type=int, default=2, help="processes, default 2")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each, default 3")
     parser.add_argument("--steps", type=int, default=30, help="of each run, default 30")
-    parser.add_argument("--json", metavar="FILE", help="also as JSON; - is standard output")
     args = parser.parse_args(argv)
     out, rows, apart = sys.stderr if args.json == "-" else sys.stdout, [], 0.0
     with tempfile.TemporaryDirectory(prefix="bench-data-parallel-") as folder:
-        for size in args.sizes.split(","):
+        for size in args.sizes:
             row, difference = measure(size, args, Path(folder))
             rows, apart = [*rows, row], max(apart, difference)
     header = ["size", "", "one process s", f"{args.ranks} ranks s", "tokens/s ratio", "sum of gradients s", "share"]

@@ -12,27 +12,25 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Mapping, Optional, Sequence
 
 from bench.rivals import (
-    Child,
-    ChildFailed,
+    add_threads,
+    bench_parser,
     foreign_cores,
-    interleave,
     machine,
     median,
     noise,
+    race,
     ratio,
+    run_script,
+    some_of,
     spread,
     table,
     write_json,
 )
 from bench.sizes import SIZES
-
-from mindmodel.machine import usable_cores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +48,7 @@ TOOLS = {
     "profile": Tool(child="profiled_step", bound=1.1),
     "norms": Tool(child=PLAIN, bound=1.03, keys={"norms_every": 1}),
 }
+DTYPES = ["float32", "bfloat16"]
 HEADER = ["tool", "size", "dtype", "step_s", "with_tool_s", "ratio", "bound", "spread"]
 
 
@@ -81,38 +80,26 @@ class Row:
 
 def measure(name: str, size: str, dtype: str, args: argparse.Namespace) -> tuple[Row, float]:
     """The row, and the cores that other processes used."""
-    children: list[Child] = []
     spec = {"size": size, "dtype": dtype, "cpu_kernels": args.cpu_kernels}
-    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        try:
-            for module, keys in ((PLAIN, {}), (TOOLS[name].child, TOOLS[name].keys)):
-                place = Path(folder) / str(len(children))
-                children.append(Child(module, {**spec, **keys}, place, args.threads, warm_up=4))
-                children[-1].warm_up()
-            interleave(children, args.rounds)
-        finally:
-            for child in children:
-                child.close()
-    plain, with_tool = children
+    rivals = (PLAIN, spec), (TOOLS[name].child, {**spec, **TOOLS[name].keys})
+    plain, with_tool = race(rivals, args.rounds, args.threads, warm_up=4)
     count = min(len(plain.results), len(with_tool.results))
     row = Row(
         tool=name, size=size, dtype=dtype, step_s=median(plain.rounds), with_tool_s=median(with_tool.rounds),
         ratio=ratio(with_tool.rounds, plain.rounds), bound=TOOLS[name].bound, spread=spread(with_tool.rounds),
         same_losses=plain.results[:count] == with_tool.results[:count],
     )
-    return row, foreign_cores(children)
+    return row, foreign_cores((plain, with_tool))
 
 
 def arguments(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     """Of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default=",".join(TOOLS), help=f"of {', '.join(TOOLS)}; default all")
-    parser.add_argument("--sizes", default="tiny,small", help=f"of {', '.join(SIZES)}; default tiny,small")
-    parser.add_argument("--dtypes", default="float32,bfloat16", help="default float32,bfloat16")
+    parser = bench_parser(__doc__, rounds=5)
+    add_threads(parser)
+    parser.add_argument("--only", type=some_of(TOOLS), default=list(TOOLS), help=f"of {', '.join(TOOLS)}; default all")
+    parser.add_argument("--sizes", type=some_of(SIZES), default=["tiny", "small"], help="default tiny,small")
+    parser.add_argument("--dtypes", type=some_of(DTYPES), default=DTYPES, help=f"default {','.join(DTYPES)}")
     parser.add_argument("--cpu-kernels", default="native", choices=("native", "graph"), help="default native")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each, default 5")
-    parser.add_argument("--threads", type=int, default=usable_cores(), help="default all cores this process may use")
-    parser.add_argument("--json", metavar="FILE", help="also as JSON; - is standard output")
     return parser.parse_args(argv)
 
 
@@ -120,9 +107,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """Measure and print."""
     args = arguments(argv)
     out, rows = sys.stderr if args.json == "-" else sys.stdout, []
-    for name in args.only.split(","):
-        for size in args.sizes.split(","):
-            for dtype in args.dtypes.split(","):
+    for name in args.only:
+        for size in args.sizes:
+            for dtype in args.dtypes:
                 row, foreign = measure(name, size, dtype, args)
                 rows.append(row)
                 print(table(HEADER, [row.cells]), file=out)
@@ -133,7 +120,4 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except ChildFailed as error:
-        sys.exit(str(error))
+    run_script(main)

@@ -19,22 +19,22 @@ from pathlib import Path
 from typing import Optional, Sequence
 
 from bench.rivals import (
-    Child,
-    ChildFailed,
+    add_threads,
+    bench_parser,
     environment,
     foreign_cores,
-    interleave,
     machine,
     median,
     noise,
+    race,
     ratio,
+    run_script,
+    some_of,
     spread,
     table,
     write_json,
 )
 from bench.sizes import NUM_NEW, SIZES
-
-from mindmodel.machine import usable_cores
 
 RIVALS = {"mindmodel": "mindmodel_generate", "torch-eager": "torch_generate"}
 Answers = list[list[int]]
@@ -61,17 +61,8 @@ def equal_tokens(ours: Answers, theirs: Answers) -> int:
 
 def measure(size: str, batch: int, weights: Path, args: argparse.Namespace) -> tuple[list[Row], float, int, float]:
     """Rows, how many times as fast as torch mindmodel is, how many tokens are equal, cores that others used."""
-    children: dict[str, Child] = {}
-    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        try:
-            for rival, module in RIVALS.items():
-                spec = {"size": size, "batch": batch, "folder": str(weights)}
-                children[rival] = Child(module, spec, Path(folder) / rival, args.threads, warm_up=2)
-                children[rival].warm_up()
-            interleave(list(children.values()), args.rounds, at_least=1)
-        finally:
-            for child in children.values():
-                child.close()
+    spec = {"size": size, "batch": batch, "folder": str(weights)}
+    ours, theirs = race([(module, spec) for module in RIVALS.values()], args.rounds, args.threads, 2, at_least=1)
     rows = [
         Row(
             size=size,
@@ -80,21 +71,18 @@ def measure(size: str, batch: int, weights: Path, args: argparse.Namespace) -> t
             tokens_s=batch * NUM_NEW / median(child.rounds),
             spread=spread(child.rounds),
         )
-        for rival, child in children.items()
+        for rival, child in zip(RIVALS, (ours, theirs))
     ]
-    ours, theirs = children.values()
     num_equal = equal_tokens(ours.results[0], theirs.results[0])
-    return rows, ratio(theirs.rounds, ours.rounds), num_equal, foreign_cores(children.values())
+    return rows, ratio(theirs.rounds, ours.rounds), num_equal, foreign_cores((ours, theirs))
 
 
 def arguments(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     """Of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", default="tiny,small", help=f"of {', '.join(SIZES)}; default tiny,small")
+    parser = bench_parser(__doc__, rounds=3)
+    add_threads(parser)
+    parser.add_argument("--sizes", type=some_of(SIZES), default=["tiny", "small"], help="default tiny,small")
     parser.add_argument("--batches", default="1,8", help="sequences at once, default 1,8")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each rival, default 3")
-    parser.add_argument("--threads", type=int, default=usable_cores(), help="default all cores this process may use")
-    parser.add_argument("--json", metavar="FILE", help="also as JSON; - is standard output")
     return parser.parse_args(argv)
 
 
@@ -102,7 +90,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """Measure and print."""
     args = arguments(argv)
     out, all_rows = sys.stderr if args.json == "-" else sys.stdout, []
-    for size in args.sizes.split(","):
+    for size in args.sizes:
         with tempfile.TemporaryDirectory(prefix="bench-weights-") as weights:
             subprocess.run([sys.executable, "-m", "bench.weights", size, weights], env=environment(), check=True)
             for batch in map(int, args.batches.split(",")):
@@ -117,7 +105,4 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except ChildFailed as error:
-        sys.exit(str(error))
+    run_script(main)

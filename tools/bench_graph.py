@@ -27,7 +27,6 @@ mindmodel's over the other's. The exit code is 1 if a rival does not compile, 2 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import subprocess
 import sys
@@ -84,22 +83,9 @@ class Row:
     extrapolated: bool = False
 
 
-def of_mindmodel(recipe: Recipe, rank: int) -> Counts:
-    """Compile our step."""
-    job = Job(name="rank", recipe=recipe, rank=rank, level=1)
-    with dryrun.compiled([job], at_once=1) as results:
-        found = results[job.name]
-        return _read(found.folder, job, found.result)
-
-
 def kept(recipe: Recipe) -> Recipe:
     """With the tokens that are gathered kept for the backward pass."""
-    return dataclasses.replace(recipe, parallel=dataclasses.replace(recipe.parallel, gathered_tokens="kept"))
-
-
-def of_kept(recipe: Recipe, rank: int) -> Counts:
-    """Compile our step so."""
-    return of_mindmodel(kept(recipe), rank)
+    return recipe.with_keys({"parallel.gathered_tokens": "kept"})
 
 
 def lean(recipe: Recipe) -> Recipe:
@@ -107,13 +93,19 @@ def lean(recipe: Recipe) -> Recipe:
     old = recipe.parallel
     recompute = "selective" if old.recompute == "none" else old.recompute
     reduce_dtype = "compute" if old.micro_batches == old.pp == 1 else old.reduce_dtype
-    parallel = dataclasses.replace(old, recompute=recompute, reduce_dtype=reduce_dtype)
-    return dataclasses.replace(recipe, parallel=parallel)
+    return recipe.with_keys({"parallel.recompute": recompute, "parallel.reduce_dtype": reduce_dtype})
 
 
-def of_lean(recipe: Recipe, rank: int) -> Counts:
-    """Compile our step with those settings."""
-    return of_mindmodel(lean(recipe), rank)
+def of_mindmodel(changed: Callable[[Recipe], Recipe]) -> Callable[[Recipe, int], Counts]:
+    """Compile our step of a changed recipe."""
+
+    def run(recipe: Recipe, rank: int) -> Counts:
+        job = Job(name="rank", recipe=changed(recipe), rank=rank, level=1)
+        with dryrun.compiled([job], at_once=1) as results:
+            found = results[job.name]
+            return _read(found.folder, job, found.result)
+
+    return run
 
 
 def of_mindformers(settings: dict[str, Any]) -> Callable[[Recipe, int], Counts]:
@@ -142,9 +134,9 @@ def _read(folder: Path, job: Job, result: dict[str, Any]) -> Counts:
 
 
 RIVALS: dict[str, Callable[[Recipe, int], Counts]] = {
-    OURS: of_mindmodel,
-    KEPT: of_kept,
-    LEAN: of_lean,
+    OURS: of_mindmodel(lambda recipe: recipe),
+    KEPT: of_mindmodel(kept),
+    LEAN: of_mindmodel(lean),
     PEER: of_mindformers(PLAIN),
     f"{PEER}-inline": of_mindformers(INLINE),
     f"{PEER}-tuned": of_mindformers(TUNED),

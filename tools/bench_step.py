@@ -32,6 +32,8 @@ from typing import Any, Optional, Sequence
 from bench.rivals import (
     Child,
     ChildFailed,
+    add_threads,
+    bench_parser,
     environment,
     foreign_cores,
     interleave,
@@ -39,13 +41,13 @@ from bench.rivals import (
     median,
     noise,
     ratio,
+    run_script,
+    some_of,
     spread,
     table,
     write_json,
 )
 from bench.sizes import NUM_BATCHES, SIZES, Size
-
-from mindmodel.machine import usable_cores
 
 RIVALS = {
     "mindmodel-graph": ("mindmodel_step", {"cpu_kernels": "graph"}, ("float32", "bfloat16")),
@@ -233,22 +235,11 @@ def measure(size: Size, args: argparse.Namespace) -> tuple[list[Row], dict[str, 
 
 def arguments(argv: Optional[Sequence[str]]) -> argparse.Namespace:
     """Of the command line."""
-
-    def some_of(names):
-        def parse(text: str) -> list[str]:
-            if unknown := set(text.split(",")) - set(names):
-                raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: choose from {', '.join(names)}")
-            return text.split(",")
-
-        return parse
-
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench_parser(__doc__, rounds=3)
+    add_threads(parser)
     parser.add_argument("--sizes", type=some_of(SIZES), default=list(SIZES), help="default tiny,small,larger")
     parser.add_argument("--rivals", type=some_of(RIVALS), default=list(DEFAULT_RIVALS), help=", ".join(RIVALS))
     parser.add_argument("--dtypes", type=some_of(PRECISIONS), default=list(PRECISIONS), help=", ".join(PRECISIONS))
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each rival, default 3")
-    parser.add_argument("--threads", type=int, default=usable_cores(), help="default all cores this process may use")
-    parser.add_argument("--json", metavar="FILE", help="also as JSON; - is standard output")
     return parser.parse_args(argv)
 
 
@@ -274,7 +265,4 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except ChildFailed as error:
-        sys.exit(str(error))
+    run_script(main)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mindmodel.checkpoint.load import Checkpoint
 from mindmodel.errors import CheckpointError
-from mindmodel.files import sync_folder
+from mindmodel.files import sync_folder, temporary_of
 from mindmodel.tensor_file import Written, write_tensors
 
 
@@ -27,7 +27,7 @@ def export_checkpoint(checkpoint: Checkpoint, target: Path, optimizer: bool = Fa
     tensors = {name: checkpoint.weights().lazy(name) for name in checkpoint.weights()}
     if optimizer:
         tensors.update({name: checkpoint.optimizer().lazy(name) for name in checkpoint.optimizer()})
-    index, temporary = checkpoint.index, target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    index, temporary = checkpoint.index, temporary_of(target, str(os.getpid()))
     facts = {"step": index.step, "samples": index.samples, "tokens": index.tokens}
     try:
         written = write_tensors(temporary, tensors, {name: str(value) for name, value in facts.items()})

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import argparse
 import textwrap
-from typing import Any, Callable
+from typing import Callable, Mapping, Optional
+
+from mindmodel.recipe.load import load_with_changes
+from mindmodel.recipe.schema import Recipe
+from mindmodel.terminal import Terminal
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -15,14 +19,6 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
             part if part.startswith("example") else textwrap.fill(part, width, break_on_hyphens=False)
             for part in text.strip().split("\n\n")
         )
-
-
-def add_subcommand(subparsers: Any, name: str, summary: str) -> argparse.ArgumentParser:
-    """A subcommand that one sentence describes; `subparsers` is what a parser's add_subparsers gave."""
-    parser: argparse.ArgumentParser = subparsers.add_parser(
-        name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", formatter_class=HelpFormatter
-    )
-    return parser
 
 
 def add_overrides(parser: argparse.ArgumentParser, meaning: str) -> None:
@@ -38,6 +34,33 @@ def add_recipe_arguments(parser: argparse.ArgumentParser, optional: bool = False
     add_overrides(parser, "put on top, such as train.steps=20")
     parser.add_argument("--single", action="store_true", help="all parallel degrees 1: runs on one device")
     parser.add_argument("--shrink", action="store_true", help="the same structure in small sizes")
+
+
+def load_as_asked(args: argparse.Namespace, terminal: Terminal, devices: Optional[int] = None) -> Recipe:
+    """The recipe of these arguments; what --single and --shrink change is said.
+
+    Args:
+        devices: as load_with_changes'.
+    """
+    recipe, changes = load_with_changes(
+        args.recipe, args.overrides, single=args.single, shrink=args.shrink, devices=devices
+    )
+    for change in changes:
+        terminal.say(f"changed for this machine: {change}")
+    return recipe
+
+
+def add_subcommands(
+    parser: argparse.ArgumentParser, summaries: Mapping[str, str]
+) -> dict[str, argparse.ArgumentParser]:
+    """A parser for each subcommand, by name, which its summary describes; the one typed stands in `subcommand`."""
+    subparsers = parser.add_subparsers(dest="subcommand", metavar=" | ".join(summaries), required=True)
+    return {
+        name: subparsers.add_parser(
+            name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", formatter_class=HelpFormatter
+        )
+        for name, summary in summaries.items()
+    }
 
 
 def add_break_argument(parser: argparse.ArgumentParser) -> None:

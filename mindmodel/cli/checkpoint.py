@@ -15,30 +15,34 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Sequence
 
 from mindmodel.checkpoint.compare import checkpoint_differences
 from mindmodel.checkpoint.export import export_checkpoint
 from mindmodel.checkpoint.index import TensorEntry
 from mindmodel.checkpoint.load import Checkpoint, damage_of, list_checkpoints
 from mindmodel.checkpoint.run_folder import is_checkpoint, open_run, resolve_checkpoint
-from mindmodel.cli.arguments import add_subcommand
+from mindmodel.cli.arguments import add_subcommands
 from mindmodel.errors import CheckpointError
 
+SUBCOMMANDS = {
+    "inspect": "position, layout, files, and every tensor with its slices",
+    "verify": "compare every checksum; exit code 1 if something is damaged",
+    "diff": "position, recipe and tensors of two; exit code 1 if they differ",
+    "export": "one safetensors file under our own names",
+}
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The four subcommands and their arguments."""
-    subparsers = parser.add_subparsers(dest="subcommand", metavar="inspect | verify | diff | export", required=True)
-    inspect = add_subcommand(subparsers, "inspect", "position, layout, files, and every tensor with its slices")
-    inspect.add_argument("--json", action="store_true", help="one JSON object, every slice with its checksum")
-    verify = add_subcommand(subparsers, "verify", "compare every checksum; exit code 1 if something is damaged")
-    diff = add_subcommand(subparsers, "diff", "position, recipe and tensors of two; exit code 1 if they differ")
-    export = add_subcommand(subparsers, "export", "one safetensors file under our own names")
-    for leaf in (inspect, verify, diff, export):
-        leaf.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="run or checkpoint folder")
-    diff.add_argument("other", metavar="OTHER", type=Path, help="run or checkpoint folder")
-    export.add_argument("target", metavar="OUT", type=Path, help="new file, such as weights.safetensors")
-    export.add_argument("--optimizer", action="store_true", help="moments and counters too")
-    parser.leaves = [inspect, verify, diff, export]  # type: ignore[attr-defined]  # flags that all verbs have
+
+def add_arguments(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """The subcommands and their arguments."""
+    subcommands = add_subcommands(parser, SUBCOMMANDS)
+    for name in SUBCOMMANDS:
+        subcommands[name].add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="run or checkpoint folder")
+    subcommands["inspect"].add_argument("--json", action="store_true", help="one object, every slice with its checksum")
+    subcommands["diff"].add_argument("other", metavar="OTHER", type=Path, help="run or checkpoint folder")
+    subcommands["export"].add_argument("target", metavar="OUT", type=Path, help="new file, such as weights.safetensors")
+    subcommands["export"].add_argument("--optimizer", action="store_true", help="moments and counters too")
+    return subcommands
 
 
 def run(args: argparse.Namespace) -> int:
@@ -123,9 +127,14 @@ def _checkpoints(path: Path) -> list[Path]:
 def _diff(args: argparse.Namespace) -> int:
     one, other = resolve_checkpoint(args.checkpoint), resolve_checkpoint(args.other)
     found = list(checkpoint_differences(one, other))
+    return print_differences(found, f"{one.path} and {other.path} are the same, bit by bit")
+
+
+def print_differences(found: Sequence[str], none: str) -> int:
+    """A line each and their number, or what to say where there is none; gives the exit code."""
     for line in found:
         print(line)
-    print(f"{len(found)} differences" if found else f"{one.path} and {other.path} are the same, bit by bit")
+    print(f"{len(found)} differences" if found else none)
     return 1 if found else 0
 
 

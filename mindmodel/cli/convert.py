@@ -16,45 +16,50 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mindmodel.cli.arguments import add_subcommand
+from mindmodel.cli.arguments import add_subcommands
+from mindmodel.cli.checkpoint import print_differences
 from mindmodel.convert.check import differences
 from mindmodel.convert.hf import from_hf, to_hf
 from mindmodel.convert.mindformers import from_mindformers, to_mindformers
 from mindmodel.convert.written import Written
 from mindmodel.models.weight_rules import WEIGHT_DTYPES
 
+SUBCOMMANDS = {
+    "to-hf": "write a run's weights as a Hugging Face folder",
+    "from-hf": "make a run of a Hugging Face folder",
+    "check": "compare a run with a Hugging Face folder; exit code 1 if they differ",
+    "to-mindformers": "write a run's weights as MindFormers' checkpoint folder",
+    "from-mindformers": "make a run of weights that MindFormers has saved",
+}
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+
+def add_arguments(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
     """The subcommands and their arguments."""
-    names = "to-hf | from-hf | check | to-mindformers | from-mindformers"
-    subparsers = parser.add_subparsers(dest="subcommand", metavar=names, required=True)
-    export = add_subcommand(subparsers, "to-hf", "write a run's weights as a Hugging Face folder")
-    export.add_argument("source", metavar="RUN", type=Path, help="run or checkpoint folder")
-    export.add_argument("target", metavar="OUT", type=Path, help="new or empty folder")
-    export.add_argument("--dtype", choices=WEIGHT_DTYPES, help="default: as stored")
-    load = add_subcommand(subparsers, "from-hf", "make a run of a Hugging Face folder")
-    load.add_argument("source", metavar="DIR", type=Path, help="folder with config.json and safetensors")
-    load.add_argument("target", metavar="RUN", type=Path, help="new or empty folder")
-    meaning = "compare a run with a Hugging Face folder; exit code 1 if they differ"
-    check = add_subcommand(subparsers, "check", meaning)
-    check.add_argument("source", metavar="RUN", type=Path, help="run or checkpoint folder")
-    check.add_argument("target", metavar="DIR", type=Path, help="Hugging Face folder")
-    give = add_subcommand(subparsers, "to-mindformers", "write a run's weights as MindFormers' checkpoint folder")
-    give.add_argument("source", metavar="RUN", type=Path, help="run or checkpoint folder")
-    give.add_argument("target", metavar="OUT", type=Path, help="new or empty folder")
-    give.add_argument("--dtype", choices=WEIGHT_DTYPES, help="default: as stored")
-    take = add_subcommand(subparsers, "from-mindformers", "make a run of weights that MindFormers has saved")
-    take.add_argument("source", metavar="DIR", type=Path, help="checkpoint folder, or one iteration_N in it")
-    take.add_argument("target", metavar="RUN", type=Path, help="new or empty folder")
-    take.add_argument("--model", metavar="DIR", type=Path, help="with config.json and tokenizer; default: DIR")
-    leaves = [export, load, check, give, take]  # each gets the flags that all verbs have
-    parser.leaves = leaves  # type: ignore[attr-defined]
+    subcommands = add_subcommands(parser, SUBCOMMANDS)
+    for name in ("to-hf", "check", "to-mindformers"):
+        subcommands[name].add_argument("source", metavar="RUN", type=Path, help="run or checkpoint folder")
+    for name, text in (
+        ("from-hf", "folder with config.json and safetensors"),
+        ("from-mindformers", "checkpoint folder, or one iteration_N in it"),
+    ):
+        subcommands[name].add_argument("source", metavar="DIR", type=Path, help=text)
+    subcommands["check"].add_argument("target", metavar="DIR", type=Path, help="Hugging Face folder")
+    for name in ("from-hf", "from-mindformers"):
+        subcommands[name].add_argument("target", metavar="RUN", type=Path, help="new or empty folder")
+    for name in ("to-hf", "to-mindformers"):
+        subcommands[name].add_argument("target", metavar="OUT", type=Path, help="new or empty folder")
+        subcommands[name].add_argument("--dtype", choices=WEIGHT_DTYPES, help="default: as stored")
+    subcommands["from-mindformers"].add_argument(
+        "--model", metavar="DIR", type=Path, help="with config.json and tokenizer; default: DIR"
+    )
+    return subcommands
 
 
 def run(args: argparse.Namespace) -> int:
     """Convert or compare, and print what was written or what differs."""
     if args.subcommand == "check":
-        return _check(args.source, args.target)
+        same = f"{args.source} and {args.target} are the same model, bit by bit"
+        return print_differences(differences(args.source, args.target), same)
     if args.subcommand == "to-hf":
         _report(to_hf(args.source, args.target, args.dtype))
     elif args.subcommand == "to-mindformers":
@@ -64,14 +69,6 @@ def run(args: argparse.Namespace) -> int:
     else:
         _report(from_hf(args.source, args.target))
     return 0
-
-
-def _check(source: Path, target: Path) -> int:
-    found = differences(source, target)
-    for line in found:
-        print(line)
-    print(f"{len(found)} differences" if found else f"{source} and {target} are the same model, bit by bit")
-    return 1 if found else 0
 
 
 def _report(written: Written) -> None:

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Iterator, NamedTuple, Optional
 
 from mindmodel import cann, machine
-from mindmodel.build_cache import BuildError
-from mindmodel.cli.recipe import quantity
+from mindmodel.build_cache import LOCK, BuildError
 from mindmodel.dryrun import standin
+from mindmodel.terminal import data_size
 
 OK, ABSENT, DIFFERS, BROKEN = "ok", "absent", "differs", "broken"
 IMPORT_LIMIT_S = 180
@@ -91,7 +91,7 @@ def _clear_cache(cache: Path) -> int:
             code = 1
         else:
             shutil.rmtree(path)
-            print(f"removed {path}, {quantity(size, 1024)}B")
+            print(f"removed {path}, {data_size(size)}")
     if not any(map(Path.is_dir, owned)) and code == 0:
         print(f"{cache} holds nothing that was built or compiled now")
     return code
@@ -100,7 +100,7 @@ def _clear_cache(cache: Path) -> int:
 def _in_use(folder: Path) -> bool:
     """Whether a process holds the folder's lock."""
     try:
-        with open(folder / ".lock", "rb") as lock:
+        with open(folder / LOCK, "rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
@@ -183,7 +183,7 @@ def memory() -> Check:
     found = machine.memory()
     if found is None:
         return Check("memory", ABSENT, "/proc/meminfo does not tell")
-    text = f"{quantity(found.free_bytes, 1024)}B free of {quantity(found.total_bytes, 1024)}B"
+    text = f"{data_size(found.free_bytes)} free of {data_size(found.total_bytes)}"
     if found.free_bytes < MIN_MEMORY_BYTES:
         return Check("memory", BROKEN, f"{text}; train needs about 1 GiB for a tiny model. Close other programs")
     return Check("memory", OK, text)
@@ -239,8 +239,8 @@ def folder(name: str, path: Path) -> Check:
         works = "Set MINDMODEL_CACHE to another folder" if name == "cache folder" else "Work in another folder"
         return Check(name, BROKEN, f"{path} cannot be written. {works}")
     if free < MIN_DISK_BYTES:
-        return Check(name, BROKEN, f"{path}: {quantity(free, 1024)}B free, and a run needs about 1 GiB. Make room")
-    return Check(name, OK, f"{path}, {quantity(free, 1024)}B free")
+        return Check(name, BROKEN, f"{path}: {data_size(free)} free, and a run needs about 1 GiB. Make room")
+    return Check(name, OK, f"{path}, {data_size(free)} free")
 
 
 def import_mindspore(limit_s: float = IMPORT_LIMIT_S) -> Check:

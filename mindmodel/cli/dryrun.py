@@ -19,7 +19,7 @@ from typing import Iterator, Optional, Sequence
 
 from mindmodel.checkpoint.run_folder import LIVE_NAME, RunFolder
 from mindmodel.cli.arguments import add_overrides, at_least
-from mindmodel.cli.recipe import filling, quantity, with_vocabulary
+from mindmodel.cli.recipe import filling, with_vocabulary
 from mindmodel.dryrun.compile import Progress
 from mindmodel.dryrun.live_page import page_of
 from mindmodel.dryrun.live_text import live_lines
@@ -36,9 +36,9 @@ from mindmodel.parallel.mesh import mesh_of
 from mindmodel.recipe.estimate import parameters
 from mindmodel.recipe.load import load_with_changes
 from mindmodel.recipe.rules import resolve_degrees
-from mindmodel.recipe.schema import AXES, Recipe
+from mindmodel.recipe.schema import Recipe
 from mindmodel.recipe.shrink import fewer_devices, shrink
-from mindmodel.terminal import Terminal
+from mindmodel.terminal import Terminal, data_size, quantity
 
 MAX_PROVEN_DEVICES = 16
 HCCL_BUFFER_BYTES = 2 * 200 << 20
@@ -130,15 +130,19 @@ def _layout_lines(recipe: Recipe, ranks: Sequence[int]) -> Iterator[str]:
 
 def _layout_texts(recipe: Recipe) -> tuple[str, str, str]:
     """Degrees, options and batch."""
-    parallel, mesh = recipe.parallel, mesh_of(recipe.parallel)
+    parallel = recipe.parallel
     sequences = recipe.sequences_per_rank
-    degrees = f"{' '.join(f'{name}={mesh.degree(name)}' for name in AXES)}, {mesh.num_devices} devices"
+    degrees = f"{_degrees(recipe)}, {mesh_of(parallel).num_devices} devices"
     options = ["sequence_parallel"] if parallel.sequence_parallel else []
     options += ["gathered_tokens=kept"] if parallel.gathered_tokens == "kept" else []
     options += [f"shard_optimizer={parallel.shard_optimizer}", f"recompute={parallel.recompute}"]
     share = f"{parallel.micro_batches} micro-batches of {sequences // parallel.micro_batches}"
     batch = f"{recipe.sequences_per_step} sequences a step, {sequences} a rank, in {share}{filling(recipe)}"
     return degrees, ", ".join(options), batch
+
+
+def _degrees(recipe: Recipe) -> str:
+    return " ".join(f"{name}={degree}" for name, degree in recipe.parallel.degrees.items())
 
 
 def _gib(number: float) -> str:
@@ -157,7 +161,7 @@ def _report_lines(recipe: Recipe, reports: Sequence[RankReport], chip: Chip) -> 
         yield from _collective_lines(report, recipe.runtime.devices_per_node)
         yield from _kernel_lines(report)
     seconds, host = sum(report.cpu_s for report in reports), max(report.host_bytes for report in reports)
-    yield f"compiled    in {seconds:.0f} CPU-seconds and {_gib(host)} GiB of host memory a rank"
+    yield f"compiled    in {seconds:.0f} CPU-seconds and {data_size(host)} of host memory a rank"
 
 
 def _unseen_lines(reports: Sequence[RankReport]) -> Iterator[str]:
@@ -233,9 +237,7 @@ def _proof_json(proof: Proof) -> dict:
 
 def _proof_lines(proof: Proof) -> Iterator[str]:
     """How far all ranks together are from one device."""
-    mesh = mesh_of(proof.recipe.parallel)
-    degrees = " ".join(f"{name}={mesh.degree(name)}" for name in AXES)
-    yield f"executed    {degrees}, {NUM_STEPS} steps in float64, against one device"
+    yield f"executed    {_degrees(proof.recipe)}, {NUM_STEPS} steps in float64, against one device"
     yield f"loss        {proof.loss:.1e}, and gradient norm"
     yield f"gradients   {proof.gradient:.1e}"
     yield f"weights     {proof.weight:.1e}"

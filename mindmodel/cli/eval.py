@@ -20,7 +20,7 @@ from mindmodel.data.loader import heldout_batches
 from mindmodel.data.tokenizer import Tokenizer
 from mindmodel.data.tokens import TokenFile
 from mindmodel.errors import DataError
-from mindmodel.parallel.environment import prepare_for
+from mindmodel.parallel.loading import load_runtime
 from mindmodel.recipe.load import load_run_recipe
 from mindmodel.recipe.schema import Recipe
 from mindmodel.terminal import Terminal
@@ -66,13 +66,11 @@ def _tokens(args: argparse.Namespace, folder: RunFolder, recipe: Recipe, tempora
 
 def _evaluate(recipe: Recipe, checkpoint: Checkpoint, tokens: TokenFile) -> Evaluation:
     terminal = Terminal(sys.stderr)  # the result alone goes to standard output
-    prepare_for(recipe.runtime)
-    with terminal.loading():
-        from mindmodel.models.decoder import DecoderLoss
-        from mindmodel.parallel.runtime import start_runtime
-        from mindmodel.train.evaluate import compile_evaluation, evaluate
-        from mindmodel.train.state import load_decoder
-    runtime = start_runtime(recipe, "eval", terminal)
+    runtime = load_runtime(recipe, "eval", terminal)
+    from mindmodel.models.decoder import DecoderLoss
+    from mindmodel.train.evaluate import compile_evaluation, evaluate
+    from mindmodel.train.state import load_decoder
+
     seq_len = recipe.data.seq_len
     network = DecoderLoss(load_decoder(recipe, checkpoint), recipe.model.vocab_size, gradient=False).set_train(False)
     count = max(1, TOKENS_PER_BATCH // seq_len)

@@ -14,7 +14,7 @@ from pathlib import Path
 from mindmodel.checkpoint.run_folder import resolve_weights
 from mindmodel.cli.arguments import at_least, number_between
 from mindmodel.data.tokenizer import Tokenizer
-from mindmodel.parallel.environment import prepare_for
+from mindmodel.parallel.loading import load_runtime
 from mindmodel.recipe.load import load_run_recipe
 from mindmodel.terminal import Terminal, printable
 
@@ -33,13 +33,11 @@ def run(args: argparse.Namespace) -> int:
     folder, checkpoint = resolve_weights(Path(args.run_folder))
     recipe = load_run_recipe(folder.recipe_file)
     tokenizer = Tokenizer.load(folder.tokenizer)
-    prepare_for(recipe.runtime)
-    with terminal.loading():
-        from mindmodel.generation.sample import Generator, Sampling
-        from mindmodel.generation.text import continue_text, prompt_ids
-        from mindmodel.parallel.runtime import start_runtime
-        from mindmodel.train.state import load_decoder
-    runtime = start_runtime(recipe, "generate", terminal)
+    runtime = load_runtime(recipe, "generate", terminal)
+    from mindmodel.generation.sample import Generator, Sampling
+    from mindmodel.generation.text import continue_text, prompt_ids
+    from mindmodel.train.state import load_decoder
+
     ids = prompt_ids(tokenizer, args.prompt)
     vocab_size = min(recipe.model.vocab_size, tokenizer.vocab_size)
     generator = Generator(load_decoder(recipe, checkpoint), recipe.model, vocab_size, len(ids) + args.max_tokens)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import io
 import os
 import shutil
 import sys
@@ -42,21 +43,23 @@ def _overview() -> str:
 
 
 def parse_arguments(verb: str, arguments: Sequence[str]) -> argparse.Namespace:
-    """The arguments of one verb; only that verb's file is imported."""
+    """The arguments of one verb; only that verb's file is imported.
+
+    Its `add_arguments` gives the parsers of its subcommands by name, or nothing.
+    """
     module = importlib.import_module(f"mindmodel.cli.{verb}")
     parser = argparse.ArgumentParser(
         prog=f"mindmodel {verb}", description=module.__doc__, formatter_class=HelpFormatter
     )
-    module.add_arguments(parser)
-    leaves = {leaf.prog.rpartition(" ")[2]: leaf for leaf in getattr(parser, "leaves", ())}
-    for leaf in leaves.values() or [parser]:
+    subcommands = module.add_arguments(parser) or {}
+    for leaf in subcommands.values() or [parser]:
         leaf.add_argument("--debug", action="store_true", help="show the traceback of an error")
     # key=value may stand behind an option; argparse can do that only where a parser has no subcommands
     name = arguments[0] if arguments else None
-    if name in leaves:
-        args = leaves[name].parse_intermixed_args(arguments[1:], argparse.Namespace(subcommand=name))
+    if name in subcommands:
+        args = subcommands[name].parse_intermixed_args(arguments[1:], argparse.Namespace(subcommand=name))
     else:
-        args = parser.parse_args(arguments) if leaves else parser.parse_intermixed_args(arguments)
+        args = parser.parse_args(arguments) if subcommands else parser.parse_intermixed_args(arguments)
     args.run = module.run
     return args
 
@@ -77,6 +80,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     _open_closed_streams()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # its encoding may lack a character, as ASCII does
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
             return _answer(arguments)
@@ -133,7 +138,9 @@ def _run(args: argparse.Namespace) -> int:
     """The verb, with its errors as exit codes."""
     try:
         return args.run(args)
-    except MindModelError as error:
+    except BrokenPipeError:
+        raise
+    except (MindModelError, OSError) as error:
         return _fail(error, 2, args.debug)
     except TrainingError as error:
         return _fail(error, 3, args.debug)

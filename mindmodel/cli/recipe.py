@@ -8,7 +8,6 @@ example:  mindmodel recipe recipes/cpu/tiny.yaml train.steps=50
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from typing import Iterator
 
 from mindmodel.cli.arguments import add_recipe_arguments
@@ -18,6 +17,7 @@ from mindmodel.recipe.estimate import Estimate, estimate, known_vocab_size
 from mindmodel.recipe.keys import keys_table
 from mindmodel.recipe.load import load_with_changes
 from mindmodel.recipe.schema import Recipe
+from mindmodel.terminal import data_size, quantity
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,21 +51,7 @@ def with_vocabulary(recipe: Recipe) -> Recipe:
             f"recipe '{recipe.name}', model.vocab_size: left to the tokenizer '{recipe.data.tokenizer}', which this "
             "verb does not read. Give model.vocab_size, such as model.vocab_size=32000."
         )
-    return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, vocab_size=size))
-
-
-def quantity(number: float, base: int = 1000) -> str:
-    """A number of three digits with a prefix, such as 8.03 G; base 1024 gives Ki, Mi, Gi."""
-    prefixes = ("", "k", "M", "G", "T", "P", "E", "Z", "Y") if base == 1000 else ("", "Ki", "Mi", "Gi", "Ti", "Pi")
-    power = 0
-    while abs(number) >= base and power < len(prefixes) - 1:
-        number, power = number / base, power + 1
-    digits = f"{number:.0f}" if number >= 100 or power == 0 else f"{number:.3g}"
-    return f"{digits} {prefixes[power]}"
-
-
-def _bytes(number: int) -> str:
-    return f"{quantity(number, 1024)}B"
+    return recipe.with_keys({"model.vocab_size": size})
 
 
 def _summary(recipe: Recipe) -> Iterator[str]:
@@ -77,13 +63,13 @@ def _summary(recipe: Recipe) -> Iterator[str]:
         return
     need = estimate(recipe, vocab_size)
     yield from _model_lines(recipe, need)
-    yield f"memory      {_bytes(need.memory_bytes)} on one device, all degrees 1, and 0.4 GiB for MindSpore"
-    yield f"            weights, gradients, moments: {_bytes(need.state_bytes)}"
+    yield f"memory      {data_size(need.memory_bytes)} on one device, all degrees 1, and 0.4 GiB for MindSpore"
+    yield f"            weights, gradients, moments: {data_size(need.state_bytes)}"
     sequences = recipe.sequences_per_step // recipe.parallel.micro_batches
-    yield f"            activations {_bytes(need.activation_bytes)}, logits {_bytes(need.logit_bytes)}"
+    yield f"            activations {data_size(need.activation_bytes)}, logits {data_size(need.logit_bytes)}"
     yield f"            of a micro-batch of {sequences} sequences"
-    checkpoints = f"{need.num_checkpoints} checkpoints of {_bytes(need.checkpoint_bytes)}"
-    yield f"disk        {_bytes(need.disk_bytes)} for {checkpoints}"
+    checkpoints = f"{need.num_checkpoints} checkpoints of {data_size(need.checkpoint_bytes)}"
+    yield f"disk        {data_size(need.disk_bytes)} for {checkpoints}"
 
 
 def _batch(recipe: Recipe) -> str:

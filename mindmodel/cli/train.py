@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mindmodel.checkpoint.run_folder import RunFolder
-from mindmodel.cli.arguments import add_recipe_arguments
+from mindmodel.cli.arguments import add_recipe_arguments, load_as_asked
 from mindmodel.files import write_text_safely
-from mindmodel.parallel.environment import place, prepare_environment, prepare_for
+from mindmodel.parallel.environment import place, prepare_environment
 from mindmodel.parallel.heartbeat import attach_to_launcher, heartbeat_of_this_process
+from mindmodel.parallel.loading import load_runtime
 from mindmodel.recipe.dump import recipe_to_yaml
-from mindmodel.recipe.load import load_with_changes
 from mindmodel.recipe.schema import Recipe
 from mindmodel.terminal import Terminal
 from mindmodel.train.metrics import Metrics, NoMetrics
@@ -53,9 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     attach_to_launcher()
     terminal = Terminal()
-    recipe, changes = load_with_changes(args.recipe, args.overrides, single=args.single, shrink=args.shrink)
-    for change in changes:
-        terminal.say(f"changed for this machine: {change}")
+    recipe = load_as_asked(args, terminal)
     heartbeat_of_this_process().beat("starting", 0)
     here = place()
     if here.is_scheduler:
@@ -79,7 +77,7 @@ def _go_on(recipe: Recipe, folder: RunFolder, terminal: Terminal) -> int:
         return 0
     opened = open_run(recipe, folder, position, terminal)
     with Stopper(recipe.train) as stopper:
-        runtime = _load(opened.recipe, terminal)
+        runtime = load_runtime(opened.recipe, "train", terminal)
         runtime.ranks.gather(position.step)  # the others may open it now
         _introduce(opened, terminal, runtime)
         training = _begin(opened, runtime, terminal)
@@ -105,20 +103,13 @@ def _serve() -> int:
 def _join(recipe: Recipe, folder: RunFolder, terminal: Terminal) -> int:
     """What every rank but the first does: it finds what that one has opened, and writes nothing."""
     with Stopper(recipe.train) as stopper:
-        runtime = _load(recipe, terminal)
+        runtime = load_runtime(recipe, "train", terminal)
         step = int(runtime.ranks.gather(0)[0, 0])  # where the first has opened the run
         opened = open_run(recipe, folder, join_position(recipe, folder, step), terminal)
         training = _begin(opened, runtime, terminal)
         code = training.run(stopper, NoMetrics())
     runtime.ranks.meet()  # the first has saved it
     return INTERRUPTED if code > 0 else 0
-
-
-def _load(recipe: Recipe, terminal: Terminal) -> Runtime:
-    prepare_for(recipe.runtime)
-    with terminal.loading():
-        from mindmodel.parallel.runtime import start_runtime
-    return start_runtime(recipe, "train", terminal)
 
 
 def _begin(opened: OpenedRun, runtime: Runtime, terminal: Terminal) -> Training:

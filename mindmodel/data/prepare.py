@@ -55,7 +55,9 @@ def prepare(data: DataSection, run_folder: Path, say: Say) -> Corpus:
             damaged or was made from other settings.
     """
     if data.path is not None:
-        return _open_prepared(data, Path(data.path), run_folder, say)
+        corpus = _open_shards(data, Path(data.path), lambda: _nothing_heldout(run_folder), say)
+        _install(corpus.tokenizer, run_folder)
+        return corpus
     if not (run_folder / "data").exists():
         _build(data, run_folder, say)
         return _made(run_folder)
@@ -87,12 +89,6 @@ def _made(run_folder: Path) -> Corpus:
     )
 
 
-def _open_prepared(data: DataSection, folder: Path, run_folder: Path, say: Say) -> Corpus:
-    corpus = _open_shards(data, folder, lambda: _nothing_heldout(run_folder), say)
-    _install(corpus.tokenizer, run_folder)
-    return corpus
-
-
 def _open_shards(data: DataSection, folder: Path, nothing_heldout: Callable[[], Path], say: Say) -> Corpus:
     """Shards that others have made; `nothing_heldout` gives the prefix of an empty one, for held-out documents."""
     train = TokenFile(folder / "train")
@@ -103,9 +99,9 @@ def _open_shards(data: DataSection, folder: Path, nothing_heldout: Callable[[], 
     heldout = TokenFile(heldout_prefix)
     for tokens, prefix in ((train, folder / "train"), (heldout, heldout_prefix)):
         say(f"checking token ids: {tokens.num_tokens:,} tokens")
-        if tokens.max_token() >= tokenizer.vocab_size:
+        if (largest := tokens.max_token()) >= tokenizer.vocab_size:
             raise DataError(
-                f"{prefix}.bin: holds token {tokens.max_token()}; the tokenizer has {tokenizer.vocab_size}. "
+                f"{prefix}.bin: holds token {largest}; the tokenizer has {tokenizer.vocab_size}. "
                 "Name the tokenizer that the shards were made with as data.tokenizer."
             )
     return Corpus(tokenizer=tokenizer, train=train, heldout=heldout)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mindmodel.data.tokens import CHUNK_TOKENS, TokenFile
+from mindmodel.data.tokens import TokenFile
 
 
 def unigram_entropy(tokens: TokenFile, vocab_size: int) -> float:
@@ -15,8 +15,7 @@ def unigram_entropy(tokens: TokenFile, vocab_size: int) -> float:
         vocab_size: its ids are below it.
     """
     counts = np.zeros(vocab_size, dtype=np.int64)
-    for start in range(0, tokens.num_tokens, CHUNK_TOKENS):
-        chunk = tokens.read(start, min(start + CHUNK_TOKENS, tokens.num_tokens))
+    for chunk in tokens.chunks():
         counts += np.bincount(chunk, minlength=vocab_size)
     shares = counts[counts > 0] / max(1, tokens.num_tokens)
     return float(-(shares * np.log(shares)).sum())

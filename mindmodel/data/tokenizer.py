@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any, Iterable, Iterator, Sequence, Union
@@ -13,7 +12,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from mindmodel.errors import DataError
-from mindmodel.files import read_json
+from mindmodel.files import read_bytes, read_json, sync_file
 
 TOKENIZER_JSON = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -123,10 +122,9 @@ class Tokenizer:
         if TOKENIZER_CONFIG not in files:
             files = {**_config_files({"eos_token": self._eod}), **files}
         for name, content in files.items():
-            with open(folder / name, "wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
+            with open(folder / name, "wb") as file:
+                file.write(content)
+                sync_file(file)
 
 
 def pieces(text: str) -> Iterator[str]:
@@ -176,10 +174,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def _read(path: Path) -> bytes:
-    size = path.stat().st_size
-    if size > MAX_FILE_BYTES:
-        raise DataError(f"{path}: has {size:,} bytes, more than the {MAX_FILE_BYTES:,} that such a file may have.")
-    return path.read_bytes()
+    return read_bytes(path, DataError, MAX_FILE_BYTES)
 
 
 def _parse(content: bytes, origin: str) -> tokenizers.Tokenizer:

@@ -13,11 +13,12 @@ import struct
 from array import array
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Optional, Sequence, Union
+from typing import Iterator, Optional, Sequence, Union
 
 import numpy as np
 
 from mindmodel.errors import DataError
+from mindmodel.files import sync_file, temporary_of
 
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
@@ -45,7 +46,7 @@ class TokenWriter:
         self._vocab_size = vocab_size
         self._code = 8 if vocab_size <= 1 << 16 else 4
         self._targets = shard_paths(prefix)
-        self._temporaries = tuple(path.with_name(f".{path.name}.tmp") for path in self._targets)
+        self._temporaries = tuple(map(temporary_of, self._targets))
         self._lengths = array("q")
 
     def __enter__(self) -> TokenWriter:
@@ -75,7 +76,7 @@ class TokenWriter:
     ) -> None:
         with self._stream:
             if exc_type is None:
-                _sync(self._stream)
+                sync_file(self._stream)
         if exc_type is None:
             self._finish()
         for path in self._temporaries:
@@ -84,7 +85,7 @@ class TokenWriter:
     def _finish(self) -> None:
         with open(self._temporaries[1], "wb") as index:
             index.write(self._index())
-            _sync(index)
+            sync_file(index)
         self._targets[1].unlink(missing_ok=True)  # an older index must never meet the new tokens
         for temporary, target in zip(self._temporaries, self._targets):
             os.replace(temporary, target)
@@ -96,11 +97,6 @@ class TokenWriter:
         header = HEADER.pack(MAGIC, VERSION, self._code, len(lengths), len(bounds))
         arrays = (lengths.astype("<i4"), offsets.astype("<i8"), bounds.astype("<i8"))
         return header + b"".join(values.tobytes() for values in arrays)
-
-
-def _sync(stream: BinaryIO) -> None:
-    stream.flush()
-    os.fsync(stream.fileno())
 
 
 class TokenFile:
@@ -127,6 +123,11 @@ class TokenFile:
         """Tokens start to stop - 1 of the stream, int32 [stop - start]."""
         return np.array(self._tokens[start:stop], dtype=np.int32)
 
+    def chunks(self) -> Iterator[np.ndarray]:
+        """All tokens in order, some at a time, in the file's dtype."""
+        for start in range(0, self.num_tokens, CHUNK_TOKENS):
+            yield self._tokens[start:start + CHUNK_TOKENS]
+
     def max_token(self) -> int:
         """The largest token id, -1 if there is none. Reads all tokens.
 
@@ -134,10 +135,10 @@ class TokenFile:
             DataError: if an id is negative.
         """
         largest = -1
-        for start in range(0, self.num_tokens, CHUNK_TOKENS):
-            chunk = self._tokens[start:start + CHUNK_TOKENS]
+        for number, chunk in enumerate(self.chunks()):
             if chunk.min() < 0:
-                raise DataError(f"{self._bin}: token {start + int(chunk.argmin())} is negative: {chunk.min()}.")
+                place = number * CHUNK_TOKENS + int(chunk.argmin())
+                raise DataError(f"{self._bin}: token {place} is negative: {chunk.min()}.")
             largest = max(largest, int(chunk.max()))
         return largest
 

@@ -8,8 +8,9 @@ from typing import Iterator, Mapping, Sequence
 
 from mindmodel.dryrun.html import document, legend, table
 from mindmodel.dryrun.live import PHASES, Columns, Group, Live
-from mindmodel.dryrun.live_text import mib, shape_text, size_text
+from mindmodel.dryrun.live_text import mib, shape_text
 from mindmodel.dryrun.memory_trace import LIVE_KINDS
+from mindmodel.terminal import data_size
 
 WIDTH, HEIGHT = 1000, 300
 LEFT, RIGHT, TOP, BOTTOM = 60, 990, 24, 280
@@ -45,7 +46,7 @@ collectives.</p>
 
 
 def _section(rank: int, live: Live) -> Iterator[str]:
-    peak = f"{size_text(live.peak_bytes)} at the peak, in kernel {live.peak_index + 1} of {len(live.kernels)}"
+    peak = f"{data_size(live.peak_bytes)} at the peak, in kernel {live.peak_index + 1} of {len(live.kernels)}"
     yield f"<h2>Rank {rank}</h2><p>{peak}: {escape(str(live.peak_kernel))}.</p>"
     yield legend({kind: colour for kind, colour in KIND_COLOURS.items() if any(live.curve[kind])})
     yield legend({phase: PHASE_COLOURS[phase] for phase in live.by_phase})

@@ -6,6 +6,7 @@ from itertools import groupby
 from typing import Iterator, Mapping
 
 from mindmodel.dryrun.live import Group, Live
+from mindmodel.terminal import data_size
 
 MAX_GROUPS = 24
 STATE = ("weights", "optimizer")
@@ -15,7 +16,7 @@ STATE = ("weights", "optimizer")
 def live_lines(rank: int, live: Live) -> Iterator[str]:
     """The peak by kind, by phase and by part of the model, and the largest groups of tensors."""
     place = f"kernel {live.peak_index + 1} of {len(live.kernels)}: {live.peak_kernel}"
-    yield f"rank {rank}: {size_text(live.peak_bytes)} alive at the peak, in {place}"
+    yield f"rank {rank}: {data_size(live.peak_bytes)} alive at the peak, in {place}"
     yield "  in MiB"
     yield f"  by kind   {_listed(live.by_kind)}"
     yield f"  by part   {', '.join(_parts(live.by_part))}"
@@ -26,11 +27,6 @@ def live_lines(rank: int, live: Live) -> Iterator[str]:
         yield f"  {_group_line(group)}"
     unread = sum(group.unread_bytes for group in live.groups)
     yield f"  {mib(unread)} MiB of all are not read again in the step"
-
-
-def size_text(num_bytes: float) -> str:
-    """In GiB, or MiB of less than one."""
-    return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**30 else f"{mib(num_bytes)} MiB"
 
 
 def mib(number: float) -> str:

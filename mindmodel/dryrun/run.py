@@ -12,6 +12,7 @@ from mindmodel.machine import Memory
 from mindmodel.parallel.mesh import Mesh
 from mindmodel.parallel.plans.decoder import layer_places
 from mindmodel.recipe.schema import Recipe
+from mindmodel.terminal import data_size
 
 PROCESS_BYTES = 600 << 20
 """Of MindSpore itself in a process that compiles."""
@@ -59,8 +60,8 @@ def jobs_at_once(recipe: Recipe, most: int, memory: Optional[Memory]) -> int:
     needed = host_bytes_of(recipe)
     if memory.free_bytes < needed:
         raise LayoutError(
-            f"recipe '{recipe.name}': the compilation of one rank may take {needed / 2**30:.1f} GiB of this machine's "
-            f"memory, and {memory.free_bytes / 2**30:.1f} GiB are free. Free some, or use another machine."
+            f"recipe '{recipe.name}': the compilation of one rank may take {data_size(needed)} of this machine's "
+            f"memory, and {data_size(memory.free_bytes)} are free. Free some, or use another machine."
         )
     return min(most, memory.free_bytes // needed)
 

@@ -9,12 +9,10 @@ from typing import Optional
 
 from mindmodel.errors import LaunchError
 from mindmodel.machine import cpp_compiler, usable_cores
-from mindmodel.recipe.schema import RuntimeSection
 
 # GLOG_v=3: MindSpore's errors, without its warnings. PASSIVE: threads of fused kernels that wait must not spin on a
 # core that MatMul's own threads need. TensorBoard's and MindSpore's protobuf files agree only in the Python version.
 DEFAULTS = {"GLOG_v": "3", "OMP_WAIT_POLICY": "PASSIVE", "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "python"}
-
 
 # what MindSpore sets with set_deterministic, and its fast AllReduce within a node; HCCL takes "strict" too
 DETERMINISTIC = {"HCCL_DETERMINISTIC": "true", "LCCL_DETERMINISTIC": "1", "TE_PARALLEL_COMPILER": "1"}
@@ -28,11 +26,6 @@ SPINS = "30000"
 They follow one another closely, and to wake a thread takes as long. MatMul's own threads, which the graph's formulas
 need, would be in its way.
 """
-
-
-def prepare_for(runtime: RuntimeSection) -> None:
-    """prepare_environment as a recipe wants it."""
-    prepare_environment(runtime.threads, runtime.cpu_kernels, runtime.deterministic)
 
 
 def prepare_environment(

@@ -24,15 +24,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Iterator, Optional
 
-from mindmodel.build_cache import open_lock, source_digest
+from mindmodel.build_cache import MANIFEST, checksums, open_lock, source_digest, write_manifest
 from mindmodel.errors import MindModelError
-from mindmodel.files import read_json, sha256_of, write_text_safely
+from mindmodel.files import read_json
 from mindmodel.machine import cache_folder, cpu_features
 from mindmodel.parallel.environment import place
 from mindmodel.recipe.dump import recipe_to_dict
 from mindmodel.recipe.schema import Recipe
 
-MANIFEST = "manifest.json"
 COMPILE_LOG = "compile.log"
 GRAPHS_KEPT = 16
 NOT_IN_THE_GRAPH = (
@@ -140,12 +139,7 @@ class GraphCache:
                 os.dup2(copy, number)
                 os.close(copy)
         with suppress(OSError):  # a full disk: the next process removes what this manifest would have named
-            write_text_safely(self.folder / MANIFEST, json.dumps(_checksums(self.folder)))
-
-
-def _checksums(folder: Path) -> dict[str, str]:
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in (MANIFEST, ".lock"))
-    return {str(path.relative_to(folder)): sha256_of(path) for path in files}
+            write_manifest(self.folder)
 
 
 def _remove_unverified(folder: Path) -> None:
@@ -154,6 +148,6 @@ def _remove_unverified(folder: Path) -> None:
         known = read_json(folder / MANIFEST, MindModelError)
     except MindModelError:
         known = {}
-    for name, checksum in _checksums(folder).items():
+    for name, checksum in checksums(folder).items():
         if known.get(name) != checksum:
             (folder / name).unlink()

@@ -24,7 +24,7 @@ from mindmodel.parallel.mesh import mesh_of
 from mindmodel.parallel.nodes import Nodes
 from mindmodel.recipe.layout_rules import known, multiples_near
 from mindmodel.recipe.rules import resolve_degrees
-from mindmodel.recipe.schema import AXES, Recipe
+from mindmodel.recipe.schema import Recipe
 
 VISIBLE_DEVICES = "ASCEND_RT_VISIBLE_DEVICES"
 HCCL_BUFFER_MB = 200
@@ -139,14 +139,14 @@ def plan_launch(
 
 
 def _auto_degrees(recipe: Recipe) -> list[str]:
-    return [name for name in AXES if getattr(recipe.parallel, name) == "auto"]
+    return [name for name, degree in recipe.parallel.degrees.items() if degree == "auto"]
 
 
 def _num_workers(recipe: Recipe, nodes: Nodes, ascend: bool, devices: Optional[tuple[int, ...]]) -> int:
     """As many as the degrees make; an automatic one takes a CPU process a node, or all devices."""
     if _auto_degrees(recipe):
         return nodes.count * (_devices_a_node(recipe, devices) if ascend else 1)
-    workers = math.prod(known(getattr(recipe.parallel, name)) for name in AXES)
+    workers = math.prod(map(known, recipe.parallel.degrees.values()))
     if workers % nodes.count:
         raise LaunchError(
             f"recipe '{recipe.name}': {workers} workers cannot be shared evenly by {nodes.count} nodes. Use "

@@ -80,7 +80,7 @@ class Mesh:
 
 def mesh_of(parallel: ParallelSection) -> Mesh:
     """The mesh of a recipe whose degrees are all numbers."""
-    return Mesh(**{name: int(getattr(parallel, name)) for name in AXES})
+    return Mesh(**{name: int(degree) for name, degree in parallel.degrees.items()})
 
 
 def local_shape(shape: Shape, axes: Axes, mesh: Mesh) -> Shape:

@@ -24,6 +24,7 @@ from mindmodel.preflight.report import Fact
 from mindmodel.recipe.dump import recipe_to_yaml
 from mindmodel.recipe.estimate import estimate, known_vocab_size
 from mindmodel.recipe.schema import Recipe
+from mindmodel.terminal import data_size
 
 DIGEST_SIZE = 12
 PROCESS_BYTES = 1 << 30
@@ -74,11 +75,6 @@ def device_of(recipe: Recipe) -> str:
 def digest(lines: Iterable[str]) -> str:
     """A short text that is equal where all lines are."""
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:DIGEST_SIZE]
-
-
-def size_text(num_bytes: int) -> str:
-    """Bytes as GiB, for people."""
-    return f"{num_bytes / 2**30:.1f} GiB"
 
 
 def code() -> Fact:
@@ -176,8 +172,8 @@ def disk(recipe: Recipe) -> Fact:
         need = estimate(recipe, vocab_size)
         there = sum(file.stat().st_size for file in run.checkpoints.rglob("*") if file.is_file())
         needed = max(needed, need.checkpoint_bytes, need.disk_bytes - there)
-    text = size_text(free)
-    fault = f"{text}, and checkpoints need {size_text(needed)}. Make room, or choose another runtime.output."
+    text = data_size(free)
+    fault = f"{text}, and checkpoints need {data_size(needed)}. Make room, or choose another runtime.output."
     return Fact(text=text, fault=fault if free < needed else "", amount=free)
 
 
@@ -186,8 +182,8 @@ def memory(num_processes: int) -> Fact:
     found, needed = machine.memory(), num_processes * PROCESS_BYTES
     if found is None:
         return Fact(text="unknown")
-    text = size_text(found.free_bytes)
-    fault = f"{text}, and {num_processes} processes need {size_text(needed)} at the least. Close other programs."
+    text = data_size(found.free_bytes)
+    fault = f"{text}, and {num_processes} processes need {data_size(needed)} at the least. Close other programs."
     return Fact(text=text, fault=fault if found.free_bytes < needed else "", amount=found.free_bytes)
 
 

@@ -8,6 +8,9 @@ from typing import Any, Iterable, Iterator
 from mindmodel.recipe.schema import SECTIONS, Recipe
 from mindmodel.recipe.text import show
 
+Change = tuple[str, Any, Any]
+"""A dotted key, its value before and after, as they would stand in YAML; None where it is not set."""
+
 
 def _plain(value: Any) -> Any:
     """Dataclasses to dictionaries, tuples to lists."""
@@ -22,7 +25,7 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
 
 
 def recipe_to_yaml(recipe: Recipe) -> str:
-    """The resolved recipe as a file that `load_run_recipe` reads back to an equal Recipe.
+    """The resolved recipe as a file that `load_recipe` reads back to an equal Recipe.
 
     `name` is written because a run's file is always called recipe.yaml. Keys that are not set are left out.
     """
@@ -34,7 +37,7 @@ def recipe_to_yaml(recipe: Recipe) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _unequal(prefix: str, old: dict[str, Any], new: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+def _unequal(prefix: str, old: dict[str, Any], new: dict[str, Any]) -> Iterator[Change]:
     """Differences of two mappings with the same keys; inner mappings are compared key by key."""
     for key, value in old.items():
         if isinstance(value, dict) and isinstance(new[key], dict):
@@ -43,17 +46,13 @@ def _unequal(prefix: str, old: dict[str, Any], new: dict[str, Any]) -> Iterator[
             yield f"{prefix}.{key}", value, new[key]
 
 
-def differences(old: Recipe, new: Recipe) -> list[tuple[str, Any, Any]]:
-    """Keys whose values differ, in the order of the schema.
-
-    Returns:
-        (dotted key, old value, new value), values as they would stand in YAML.
-    """
+def differences(old: Recipe, new: Recipe) -> list[Change]:
+    """Keys whose values differ, in the order of the schema."""
     before, after = recipe_to_dict(old), recipe_to_dict(new)
     return [change for section in SECTIONS for change in _unequal(section, before[section], after[section])]
 
 
-def describe(changes: Iterable[tuple[str, Any, Any]]) -> tuple[str, ...]:
+def describe(changes: Iterable[Change]) -> tuple[str, ...]:
     """One line `key: old -> new` for each difference."""
 
     def word(value: Any) -> str:

@@ -17,7 +17,6 @@ CHECKPOINT_BYTES = 12
 LOGIT_COPIES = 3
 """Arrays as large as the logits that are alive at once: logits, their exponentials, their gradient."""
 
-
 FLOP_FORMULA = "6 N + 12 L H d S, N parameters in matmuls, L layers of H heads of size d, S tokens a sequence"
 """FLOP per token, forward and backward."""
 

@@ -6,9 +6,9 @@ import dataclasses
 import textwrap
 from typing import Any, Iterator, NamedTuple, get_type_hints
 
-from mindmodel.recipe.schema import SECTIONS, RopeScaling
+from mindmodel.recipe.schema import SECTIONS
 from mindmodel.recipe.text import show
-from mindmodel.recipe.values import bounds_text, type_name
+from mindmodel.recipe.values import bounds_text, nested_class, type_name
 
 WIDTH = 80
 
@@ -36,8 +36,9 @@ def _keys_of(cls: type, prefix: str) -> Iterator[Key]:
         bounds = bounds_text(field.metadata)
         words = type_name(hints[field.name]) + (f", {bounds}" if bounds else "")
         yield Key(f"{prefix}.{field.name}", words, _default(field.default), field.metadata["meaning"])
-        if field.name == "rope_scaling":
-            yield from _keys_of(RopeScaling, "model.rope_scaling")
+        nested = nested_class(hints[field.name])
+        if nested is not None:
+            yield from _keys_of(nested, f"{prefix}.{field.name}")
 
 
 def _default(value: Any) -> str:

@@ -166,10 +166,10 @@ def tied_stages_keep_parameters_whole(recipe: Recipe) -> Iterator[Fault]:
 
 def devices_make_whole_nodes(recipe: Recipe) -> Iterator[Fault]:
     """MindSpore takes 1, 2 or 4 Ascend devices, or a multiple of 8; any number of CPU processes, which have dp only."""
-    degrees = [getattr(recipe.parallel, name) for name in AXES]
+    degrees = recipe.parallel.degrees.values()
     if "auto" in degrees:
         return
-    devices = math.prod(degrees)
+    devices = math.prod(map(known, degrees))
     if recipe.runtime.device != "ascend" and devices == recipe.parallel.dp:
         return
     if devices not in (1, 2, 4) and devices % 8:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
-from typing import Any, Iterable, Mapping, Optional, Sequence, Union, cast
+from typing import Any, Iterable, Mapping, Optional, Sequence, Union
 
 from mindmodel.errors import RecipeError
 from mindmodel.recipe.dump import recipe_to_dict
@@ -28,7 +28,7 @@ class _Draft:
 
     def __init__(self, path: PathLike) -> None:
         self.path = str(path)
-        self.name: Any = re.sub(r"[^\w.+-]+", "-", Path(path).stem)
+        self.name: Any = None
         self.sections: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
         self.places: dict[str, str] = {}
         self.lines: list[str] = []
@@ -81,17 +81,26 @@ class _Draft:
                 value = {**(around if isinstance(around, dict) else {}), inner: value}
             self.put(section, key, value, COMMAND_LINE)
 
+    def take_name(self, name: Any) -> None:
+        """The recipe's name, which is the run folder's too."""
+        self.name = name
+        if not isinstance(name, str) or not re.fullmatch(r"[\w.+-]*[\w+-]", name):
+            works = "Use letters, digits, '_', '-' and '.'"
+            self.lines.append(f"{self.path}, name: '{show(name)}' is no name. {works}.")
+
     def add_file(self) -> None:
         """The recipe's file, on top of its base if it names one."""
         mapping = read_mapping(self.path)
         base = mapping.pop("base", None)
-        self.name = mapping.pop("name", None) or self.name
-        if not isinstance(self.name, str) or not re.fullmatch(r"[\w.+-]*[\w+-]", self.name):
-            works = "Use letters, digits, '_', '-' and '.'"
-            self.lines.append(f"{self.path}, name: '{show(self.name)}' is no name. {works}.")
+        self.take_name(mapping.pop("name", None) or re.sub(r"[^\w.+-]+", "-", Path(self.path).stem))
         if base is not None:
             self.add_base(base)
         self.add_mapping(mapping, self.path)
+
+    def add_plain(self, values: Mapping[str, Any]) -> None:
+        """What `recipe_to_dict` gives."""
+        self.take_name(values.get("name"))
+        self.add_mapping({section: keys for section, keys in values.items() if section != "name"}, self.path)
 
     def add_base(self, base: Any) -> None:
         if not isinstance(base, str):
@@ -116,7 +125,7 @@ class _Draft:
             except Refused as refused:
                 self.report(refused.faults)
         self.stop_on_faults()
-        return Recipe(name=cast(str, self.name), **sections)
+        return Recipe(name=self.name, **sections)
 
     def check(self, recipe: Recipe) -> None:
         """Raise RecipeError with all broken rules of recipe/rules.py."""
@@ -194,11 +203,16 @@ def load_run_recipe(path: PathLike) -> Recipe:
     """Read the resolved recipe.yaml of a run. Types and bounds are checked; rules across sections are not applied.
 
     Raises:
-        RecipeError: if the file is missing or does not fit the schema.
+        RecipeError: if the file is missing, does not fit the schema, or lacks a size of the model.
     """
     draft = _Draft(path)
     draft.add_file()
-    return draft.recipe()
+    recipe = with_defaults(draft.recipe())
+    missing = [name for name in ("vocab_size", "head_size") if getattr(recipe.model, name) is None]
+    works = "A run's recipe names every size. Take it from the index.json of one of its checkpoints."
+    draft.report(Fault(f"model.{name}", f"is missing. {works}") for name in missing)
+    draft.stop_on_faults()
+    return recipe
 
 
 def with_overrides(recipe: Recipe, overrides: Sequence[str], where: PathLike) -> Recipe:
@@ -212,9 +226,7 @@ def with_overrides(recipe: Recipe, overrides: Sequence[str], where: PathLike) ->
         RecipeError: as load_recipe.
     """
     draft = _Draft(where)
-    plain = recipe_to_dict(recipe)
-    draft.name = plain.pop("name")
-    draft.add_mapping(plain, draft.path)
+    draft.add_plain(recipe_to_dict(recipe))
     for override in overrides:
         draft.add_override(override)
     changed = draft.recipe()
@@ -229,10 +241,8 @@ def recipe_from_dict(values: Mapping[str, Any], where: PathLike) -> Recipe:
         where: the file that the values were read from.
 
     Raises:
-        RecipeError: if they do not fit the schema.
+        RecipeError: if they do not fit the schema, or the name is none.
     """
     draft = _Draft(where)
-    draft.name = values.get("name")
-    draft.add_mapping({section: keys for section, keys in values.items() if section != "name"}, draft.path)
-    draft.stop_on_faults()
+    draft.add_plain(values)
     return draft.recipe()

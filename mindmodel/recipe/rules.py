@@ -6,14 +6,14 @@ layout_rules.py; `resolve_degrees` applies them again when no degree is `auto` a
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from typing import Any, Callable, Iterable, Iterator, Optional
 
 from mindmodel.errors import LayoutError
+from mindmodel.models.family import family_names, find_family
 from mindmodel.recipe.layout_rules import LAYOUT_RULES, divisors, known, multiples_near
-from mindmodel.recipe.schema import AXES, Recipe
+from mindmodel.recipe.schema import Recipe
 from mindmodel.recipe.values import Fault, join_or
 
 
@@ -28,15 +28,11 @@ def data_has_one_origin(recipe: Recipe) -> Iterator[Fault]:
 
 
 def family_is_known(recipe: Recipe) -> Iterator[Fault]:
-    from mindmodel.models.family import family_names
-
     if recipe.model.family not in family_names():
         yield Fault("model.family", f"'{recipe.model.family}' is unknown. Use {join_or(family_names())}.")
 
 
 def family_has_the_features(recipe: Recipe) -> Iterator[Fault]:
-    from mindmodel.models.family import family_names, find_family
-
     model = recipe.model
     if model.family not in family_names():
         return
@@ -85,7 +81,7 @@ def batch_is_whole_sequences(recipe: Recipe) -> Iterator[Fault]:
 
 
 def one_degree_is_auto(recipe: Recipe) -> Iterator[Fault]:
-    autos = [name for name in AXES if getattr(recipe.parallel, name) == "auto"]
+    autos = [name for name, degree in recipe.parallel.degrees.items() if degree == "auto"]
     if len(autos) > 1:
         given = " and ".join(f"'{name}'" for name in autos)
         yield Fault(f"parallel.{autos[-1]}", f"{given} are auto (dp is by default). Use a number for all but one.")
@@ -153,41 +149,38 @@ def faults_of(recipe: Recipe, rules: Iterable[Rule] = RULES) -> list[Fault]:
 
 def with_defaults(recipe: Recipe) -> Recipe:
     """The recipe with `num_kv_heads`, `head_size` and `qk_norm` filled in, where they can be derived."""
-    from mindmodel.models.family import family_names, find_family
-
     model = recipe.model
     filled: dict[str, Any] = {}
     if model.num_kv_heads is None:
-        filled["num_kv_heads"] = model.num_heads
+        filled["model.num_kv_heads"] = model.num_heads
     if model.head_size is None and model.hidden_size % model.num_heads == 0:
-        filled["head_size"] = model.hidden_size // model.num_heads
+        filled["model.head_size"] = model.hidden_size // model.num_heads
     if model.qk_norm is None and model.family in family_names():
-        filled["qk_norm"] = find_family(model.family).qk_norm
-    return dataclasses.replace(recipe, model=dataclasses.replace(model, **filled))
+        filled["model.qk_norm"] = find_family(model.family).qk_norm
+    return recipe.with_keys(filled)
 
 
 def with_degrees(recipe: Recipe, **degrees: int) -> Recipe:
     """The recipe with other degrees."""
-    changed: dict[str, Any] = dict(degrees)
-    return dataclasses.replace(recipe, parallel=dataclasses.replace(recipe.parallel, **changed))
+    return recipe.with_keys({f"parallel.{name}": degree for name, degree in degrees.items()})
 
 
 def _layouts_that_work(recipe: Recipe, num_devices: int) -> list[str]:
     """Up to four layouts of all devices that break no rule, those that change fewest degrees first."""
-    found = []
+    found, wanted = [], recipe.parallel.degrees
     for pp, cp, tp in itertools.product(divisors(num_devices), repeat=3):
         if num_devices % (pp * cp * tp) == 0:
             degrees = {"pp": pp, "dp": num_devices // (pp * cp * tp), "cp": cp, "tp": tp}
             if not faults_of(with_degrees(recipe, **degrees), LAYOUT_RULES):
-                distance = sum(getattr(recipe.parallel, name) not in ("auto", now) for name, now in degrees.items())
+                distance = sum(wanted[name] not in ("auto", now) for name, now in degrees.items())
                 found.append((distance, " ".join(f"{name}={now}" for name, now in degrees.items())))
     return [layout for _, layout in sorted(found)[:4]]
 
 
 def _filled(recipe: Recipe, num_devices: int) -> Optional[Recipe]:
     """The recipe with the auto degree filled in; None when the product cannot be the number of devices."""
-    degrees = {name: getattr(recipe.parallel, name) for name in AXES}
-    product = math.prod(known(degree) for degree in degrees.values())
+    degrees = recipe.parallel.degrees
+    product = math.prod(map(known, degrees.values()))
     free = {name: num_devices // product for name, degree in degrees.items() if degree == "auto"}
     if num_devices % product or (not free and product != num_devices):
         return None
@@ -206,7 +199,7 @@ def resolve_degrees(recipe: Recipe, num_devices: int) -> Recipe:
     """
     filled = _filled(recipe, num_devices)
     if filled is None:
-        given = " * ".join(f"{name}={getattr(recipe.parallel, name)}" for name in AXES)
+        given = " * ".join(f"{name}={degree}" for name, degree in recipe.parallel.degrees.items())
         lines = [f"recipe '{recipe.name}', parallel: {given} cannot be {num_devices} devices."]
     else:
         lines = [f"recipe '{recipe.name}', {fault.key}: {fault.text}" for fault in faults_of(filled, LAYOUT_RULES)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, Optional, Union
+from typing import Any, Literal, Mapping, Optional, Union
 
 AXES = ("pp", "dp", "cp", "tp")
 """Of the device mesh, outermost first: keys of `parallel` with a degree."""
@@ -106,6 +106,11 @@ class ParallelSection:
     reduce_dtype: Literal["float32", "compute"] = key(
         "of gradients that ranks sum; compute: train.compute_dtype, half the bytes", "float32"
     )
+
+    @property
+    def degrees(self) -> dict[str, Union[int, Literal["auto"]]]:
+        """By axis, outermost first."""
+        return {name: getattr(self, name) for name in AXES}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,6 +228,15 @@ class Recipe:
     def output(self) -> str:
         """The run folder."""
         return self.runtime.output or f"runs/{self.name}"
+
+    def with_keys(self, keys: Mapping[str, Any]) -> Recipe:
+        """The recipe with some keys set, such as {"train.steps": 100}; nothing is checked."""
+        changed = self
+        for dotted, value in keys.items():
+            section, _, name = dotted.partition(".")
+            new = dataclasses.replace(getattr(changed, section), **{name: value})
+            changed = dataclasses.replace(changed, **{section: new})
+        return changed
 
 
 SECTIONS: dict[str, type] = {

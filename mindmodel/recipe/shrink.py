@@ -8,7 +8,7 @@ from typing import AbstractSet, Any, Callable, Iterator, Optional
 
 from mindmodel.errors import LayoutError
 from mindmodel.recipe.dump import describe, differences
-from mindmodel.recipe.layout_rules import divisors
+from mindmodel.recipe.layout_rules import divisors, known
 from mindmodel.recipe.schema import AXES, Recipe
 
 MAX_STEPS = 20
@@ -22,17 +22,8 @@ MIN_INTERVAL = 5
 Keys = dict[str, Any]
 
 
-def _replace(recipe: Recipe, keys: Keys) -> Recipe:
-    """The recipe with dotted keys set."""
-    for dotted, value in keys.items():
-        section, _, key = dotted.partition(".")
-        changed = dataclasses.replace(getattr(recipe, section), **{key: value})
-        recipe = dataclasses.replace(recipe, **{section: changed})
-    return recipe
-
-
 def _apply(recipe: Recipe, keys: Keys, keep: AbstractSet[str]) -> Recipe:
-    return _replace(recipe, {key: value for key, value in keys.items() if key not in keep})
+    return recipe.with_keys({key: value for key, value in keys.items() if key not in keep})
 
 
 def _for_any_device(recipe: Recipe) -> Keys:
@@ -59,19 +50,13 @@ def single(recipe: Recipe, keep: AbstractSet[str] = frozenset()) -> tuple[Recipe
         "parallel.shard_optimizer": "none",
         "parallel.reduce_dtype": "float32",
     }
-    alone = _apply(_replace(recipe, keys | whole), _for_any_device(recipe), keep)
+    alone = _apply(recipe.with_keys(keys | whole), _for_any_device(recipe), keep)
     return alone, describe(differences(recipe, alone))
 
 
 def _multiple(size: float, step: int) -> int:
     """The multiple of `step` nearest to `size`, at least one."""
     return max(1, round(size / step)) * step
-
-
-def _degree(recipe: Recipe, name: str) -> int:
-    """A degree, or 1 while it is auto."""
-    value = getattr(recipe.parallel, name)
-    return 1 if value == "auto" else value
 
 
 def _kv_heads(old: Recipe, new: Recipe) -> Keys:
@@ -97,7 +82,7 @@ def _widths(old: Recipe, new: Recipe) -> Keys:
 
 def _layers(old: Recipe, new: Recipe) -> Keys:
     """Two layers a stage, or one in each of its chunks; uneven stages stay uneven, in the same order of size."""
-    layers, stages, pp = old.model.num_layers, old.parallel.stages, _degree(old, "pp")
+    layers, stages, pp = old.model.num_layers, old.parallel.stages, known(old.parallel.pp)
     few = max(LAYERS_PER_STAGE, old.parallel.interleave) * pp + layers % pp
     keys: Keys = {"model.num_layers": min(layers, few)}
     if stages is not None:
@@ -123,13 +108,13 @@ def _vocabulary(old: Recipe, new: Recipe) -> Keys:
     """The trained tokenizer's size, padded for tp; left to the tokenizer where it was."""
     if old.model.vocab_size is None or new.data.tokenizer != "train":
         return {}
-    tp = _degree(old, "tp")
+    tp = known(old.parallel.tp)
     return {"model.vocab_size": math.ceil(new.data.tokenizer_vocab_size / tp) * tp}
 
 
 def _seq_len(old: Recipe, new: Recipe) -> Keys:
     """Pieces of equal size for cp, and of them for tp where it splits tokens."""
-    cp, tp = _degree(old, "cp"), _degree(old, "tp") if old.parallel.sequence_parallel else 1
+    cp, tp = known(old.parallel.cp), known(old.parallel.tp) if old.parallel.sequence_parallel else 1
     piece = _multiple(max(2, MAX_SEQ_LEN // cp), tp)
     return {"data.seq_len": min(old.data.seq_len, cp * piece)}
 
@@ -141,8 +126,8 @@ def _few_micro_batches(recipe: Recipe, pp: int) -> int:
 
 def _batch(old: Recipe, new: Recipe) -> Keys:
     """Few micro-batches, of at most four sequences; of one where cp cuts it."""
-    dp, micro_batches = _degree(old, "dp"), _few_micro_batches(old, _degree(old, "pp"))
-    most = MAX_SEQUENCES if _degree(old, "cp") == 1 else 1
+    dp, micro_batches = known(old.parallel.dp), _few_micro_batches(old, known(old.parallel.pp))
+    most = MAX_SEQUENCES if known(old.parallel.cp) == 1 else 1
     held = min(most, max(1, old.sequences_per_step // (dp * old.parallel.micro_batches)))
     return {
         "parallel.micro_batches": micro_batches,
@@ -238,7 +223,7 @@ def _fewer_stages(recipe: Recipe, pp: int) -> Keys:
     """The first stages, of different sizes where they were; without a list, layers that still do not divide."""
     layers, stages = recipe.model.num_layers, recipe.parallel.stages
     if stages is None:
-        evened = layers % _degree(recipe, "pp") and layers % pp == 0
+        evened = layers % known(recipe.parallel.pp) and layers % pp == 0
         return {"model.num_layers": layers - 1 if evened and layers > pp else layers}
     few = list(stages[:pp])
     few[-1] = next((size for size in stages if len(set(few)) == 1 and size != few[0]), few[-1])
@@ -247,7 +232,7 @@ def _fewer_stages(recipe: Recipe, pp: int) -> Keys:
 
 def _fewer_heads(recipe: Recipe, tp: int) -> Keys:
     """Where ranks of tp have copies of KV heads, so many heads that they still do."""
-    model, old_tp = recipe.model, _degree(recipe, "tp")
+    model, old_tp = recipe.model, known(recipe.parallel.tp)
     kv_heads = model.num_kv_heads or model.num_heads
     if old_tp <= kv_heads:
         return {}
@@ -259,7 +244,7 @@ def _with_fewer(recipe: Recipe, degrees: dict[str, int]) -> Iterator[tuple[str, 
     """Keys of a recipe with smaller degrees."""
     pp = degrees["pp"]
     micro_batches = _few_micro_batches(recipe, pp)
-    share = _degree(recipe, "dp") * recipe.parallel.micro_batches
+    share = known(recipe.parallel.dp) * recipe.parallel.micro_batches
     sequences = recipe.sequences_per_step // share * degrees["dp"] * micro_batches
     yield from ((f"parallel.{name}", degree) for name, degree in degrees.items())
     yield "parallel.micro_batches", micro_batches
@@ -285,7 +270,7 @@ def fewer_devices(recipe: Recipe, most: int) -> tuple[Recipe, tuple[str, ...]]:
     Raises:
         LayoutError: if so few devices cannot keep every axis.
     """
-    degrees = {name: _degree(recipe, name) for name in AXES}
+    degrees = {name: known(degree) for name, degree in recipe.parallel.degrees.items()}
     if math.prod(degrees.values()) <= most:
         return recipe, ()
     while math.prod(degrees.values()) > most:
@@ -298,5 +283,5 @@ def fewer_devices(recipe: Recipe, most: int) -> tuple[Recipe, tuple[str, ...]]:
                 f"axis, and {most} are allowed. Use an axis less, or degrees that are powers of 2."
             )
         degrees[name] = divisors(degrees[name])[-2]
-    small = _replace(recipe, dict(_with_fewer(recipe, degrees)))
+    small = recipe.with_keys(dict(_with_fewer(recipe, degrees)))
     return small, describe(differences(recipe, small))

@@ -131,7 +131,7 @@ def _any_of(annotation: Any, value: Any, bounds: Mapping[str, Any]) -> Any:
     raise ValueError
 
 
-def _nested(annotation: Any) -> Optional[type]:
+def nested_class(annotation: Any) -> Optional[type]:
     """The dataclass inside an annotation, if there is one."""
     parts = (annotation, *get_args(annotation))
     return next((part for part in parts if dataclasses.is_dataclass(part) and isinstance(part, type)), None)
@@ -143,7 +143,7 @@ def convert(key: str, annotation: Any, value: Any, bounds: Mapping[str, Any]) ->
     Raises:
         Refused: if the type, the choice or the bounds do not fit.
     """
-    nested = _nested(annotation)
+    nested = nested_class(annotation)
     if nested is not None and isinstance(value, dict):
         return build(nested, key, value)
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import hashlib
 import shutil
@@ -31,7 +30,7 @@ from mindmodel.recipe.load import recipe_from_dict
 from mindmodel.recipe.resume import resume_changes, resume_conflicts
 from mindmodel.recipe.rules import resolve_degrees
 from mindmodel.recipe.schema import Recipe
-from mindmodel.terminal import Terminal
+from mindmodel.terminal import Terminal, data_size
 from mindmodel.train.init_from import Initial, initial_weights
 from mindmodel.train.metrics import read_metrics
 
@@ -272,7 +271,7 @@ def _with_vocab_size(recipe: Recipe, tokenizer_size: int) -> Recipe:
             f"recipe '{recipe.name}', model.vocab_size: {size} is smaller than the tokenizer's {tokenizer_size} "
             f"tokens. Use {tokenizer_size} or more, or leave it out."
         )
-    return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, vocab_size=size))
+    return recipe.with_keys({"model.vocab_size": size})
 
 
 def _refuse_too_large(recipe: Recipe) -> None:
@@ -288,8 +287,8 @@ def _refuse_too_large(recipe: Recipe) -> None:
     if machine is not None and needed > machine.total_bytes:
         raise RecipeError(
             f"recipe '{recipe.name}': weights, gradients, moments and the logits of a micro-batch are "
-            f"{needed / 2**30:,.1f} GiB; this machine has {machine.total_bytes / 2**30:,.1f} GiB. Use a smaller model, "
-            "more parallel.micro_batches or fewer train.tokens_per_step; --shrink keeps the structure."
+            f"{data_size(needed)}; this machine has {data_size(machine.total_bytes)}. Use a smaller model, more "
+            "parallel.micro_batches or fewer train.tokens_per_step; --shrink keeps the structure."
         )
 
 
@@ -300,7 +299,7 @@ def _refuse_too_large_for_chip(recipe: Recipe) -> None:
     rank = max(needs, key=lambda rank: needs[rank])
     if needs[rank] > chip.hbm_bytes:
         raise RecipeError(
-            f"recipe '{recipe.name}': rank {rank} needs {needs[rank] / 2**30:,.1f} GiB at the peak of a step; a chip "
-            f"({chip.name}) has {chip.hbm_bytes / 2**30:,.0f} GiB. Use more parallel.tp or pp, shard_optimizer, "
+            f"recipe '{recipe.name}': rank {rank} needs {data_size(needs[rank])} at the peak of a step; a chip "
+            f"({chip.name}) has {data_size(chip.hbm_bytes)}. Use more parallel.tp or pp, shard_optimizer, "
             "recompute or micro_batches: `mindmodel dryrun` tells what each needs."
         )

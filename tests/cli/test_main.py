@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import runpy
 import shlex
@@ -160,6 +161,15 @@ def test_a_failure_of_the_framework_is_one_line_and_the_way_to_all_of_it(raising
     assert capsys.readouterr().err == message
     with pytest.raises(type(error)):
         main(["recipe", "--debug"])
+
+
+def test_what_the_output_cannot_encode_is_escaped(tmp_path, monkeypatch):
+    (tmp_path / "é.yaml").write_text((ROOT / "recipes" / "cpu" / "tiny.yaml").read_text())
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    assert main(["recipe", str(tmp_path / "é.yaml")]) == 0
+    sys.stdout.flush()
+    assert written.getvalue().startswith(b"name: \\xe9\n")
 
 
 def test_debug_shows_the_traceback(raising):

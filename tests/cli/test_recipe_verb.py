@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from mindmodel.cli.main import main
-from mindmodel.cli.recipe import quantity
-from mindmodel.recipe.load import load_recipe, load_run_recipe
+from mindmodel.recipe.load import load_recipe
 
 TEXT = """\
 model: {family: llama, hidden_size: 64, num_layers: 4, num_heads: 4, ffn_size: 160}
@@ -29,7 +28,7 @@ def test_it_prints_a_recipe_that_can_be_used_and_what_it_needs(path, capsys, tmp
     assert main(["recipe", str(path), "train.steps=50"]) == 0
     resolved, summary = capsys.readouterr().out.split("\n\n", 1)
     (tmp_path / "recipe.yaml").write_text(resolved)
-    assert load_run_recipe(tmp_path / "recipe.yaml") == load_recipe(path, ["train.steps=50"])
+    assert load_recipe(tmp_path / "recipe.yaml") == load_recipe(path, ["train.steps=50"])
     heads = [line.split()[0] for line in summary.splitlines() if not line.startswith(" ")]
     assert heads == ["batch", "parameters", "tokens", "arithmetic", "memory", "disk"]
     assert "8 sequences of 32 tokens a step, 4 a dp rank" in summary
@@ -66,19 +65,6 @@ def test_a_fault_is_one_message_without_a_traceback(path, capsys):
     assert main(["recipe", str(path), "train.stps=5"]) == 2
     error = capsys.readouterr().err
     assert error == "RecipeError: command line, train.stps: unknown key. Did you mean 'train.steps'?\n"
-
-
-@pytest.mark.parametrize(
-    "number, base, text",
-    [(0, 1000, "0"), (999, 1000, "999"), (2358720, 1000, "2.36 M"), (8.03e9, 1000, "8.03 G"), (1e27, 1000, "1000 Y")],
-)
-def test_a_quantity_has_three_digits_and_a_prefix(number, base, text):
-    assert quantity(number, base).strip() == text
-
-
-def test_bytes_are_counted_in_1024s():
-    assert quantity(1536, 1024) == "1.5 Ki"
-    assert quantity(1023 * 2**20, 1024) == "1023 Mi"
 
 
 def test_sequences_that_only_fill_a_batch_up_are_told(path, capsys):

@@ -23,8 +23,8 @@ from mindmodel.parallel.heartbeat import host_name
         (["train.tokens_per_step=100"], "is not a multiple of 'seq_len=32'"),
         (["parallel.tp=2"], "cannot be 1 devices.*`--single` runs it on one device"),
         (["train.init_from=nowhere"], "nowhere: there is no such folder"),
-        (["model.hidden_size=4000000", "model.vocab_size=300"], "gradients, moments and .* GiB; this machine has"),
-        (["train.tokens_per_step=2147483648", "model.vocab_size=300"], "logits of a micro-batch are .* GiB; this"),
+        (["model.hidden_size=4000000", "model.vocab_size=300"], "gradients, moments and .* TiB; this machine has"),
+        (["train.tokens_per_step=2147483648", "model.vocab_size=300"], "logits of a micro-batch are .* TiB; this"),
     ],
 )
 def test_a_recipe_that_cannot_be(overrides, message, command):

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import pty
 import re
 import signal
-import struct
 import subprocess
 import sys
-import termios
 
 import numpy as np
 import pytest
 
+from command import in_terminal
 from mindmodel.checkpoint.load import open_checkpoint
 
 
@@ -131,22 +127,6 @@ def test_ctrl_c_while_text_is_read_leaves_nothing(command):
     assert running.end(signal.SIGINT, timeout_s=10) == 130
     assert "interrupted: nothing was saved" in running.output and "Traceback" not in running.output
     assert not (command.folder / "runs").exists()
-
-
-def in_terminal(arguments, columns, **options) -> tuple[int, str]:
-    """Exit code and output of a process that believes it writes to a terminal of so many columns."""
-    ours, its = pty.openpty()
-    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    output = b""
-    with subprocess.Popen(arguments, stdin=its, stdout=its, stderr=its, **options) as process:
-        os.close(its)
-        try:
-            while chunk := os.read(ours, 1 << 16):
-                output += chunk
-        except OSError:  # the other end was closed
-            pass
-    os.close(ours)
-    return process.returncode, output.decode()
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from mindmodel.data import statistics
+from mindmodel.data import tokens as module
 from mindmodel.data.statistics import unigram_entropy
 from mindmodel.data.tokens import TokenFile, TokenWriter
 
@@ -16,7 +16,7 @@ def tokens(tmp_path, ids):
 
 
 def test_entropy_is_that_of_the_frequencies_and_unused_tokens_add_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(statistics, "CHUNK_TOKENS", 3)
+    monkeypatch.setattr(module, "CHUNK_TOKENS", 3)
     stream = tokens(tmp_path, [0, 0, 0, 0, 5, 5, 6, 7])
     assert unigram_entropy(stream, 8) == pytest.approx(1.75 * math.log(2), rel=1e-12)
 

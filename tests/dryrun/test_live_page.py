@@ -63,7 +63,7 @@ def test_all_elements_are_closed_and_the_tables_have_the_numbers(page):
 
 
 def test_it_says_what_and_where_the_peak_is(page):
-    assert "<h2>Rank 3</h2><p>0.0 MiB at the peak, in kernel 9 of 16: Mul of loss, backward.</p>" in page
+    assert "<h2>Rank 3</h2><p>756 B at the peak, in kernel 9 of 16: Mul of loss, backward.</p>" in page
 
 
 def test_it_needs_nothing_from_elsewhere_and_follows_light_and_dark(page):

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from mindmodel.dryrun.live_text import MAX_GROUPS, live_lines, size_text
+from mindmodel.dryrun.live_text import MAX_GROUPS, live_lines
 from step_trace import live_in
 
 MIB = 2**20
@@ -34,7 +34,7 @@ def enlarged(live):
 def test_the_peak_is_told_with_its_kernel_kinds_phases_and_parts(live):
     lines = list(live_lines(3, enlarged(live)))
     assert lines[:5] == [
-        "rank 3: 756.0 MiB alive at the peak, in kernel 9 of 16: Mul of loss, backward",
+        "rank 3: 756 MiB alive at the peak, in kernel 9 of 16: Mul of loss, backward",
         "  in MiB",
         "  by kind   weights 200.0, optimizer 160.0, constants 16.0, weight copies 180.0, activations 80.0, "
         "logits 120.0",
@@ -64,8 +64,3 @@ def test_only_the_largest_are_listed(live):
     (logits, *_) = [group for group in live.groups if group.kind == "logits"]
     lines = list(live_lines(0, dataclasses.replace(live, groups=(logits,) * (MAX_GROUPS + 5))))
     assert sum(" = " in line for line in lines) == MAX_GROUPS
-
-
-@pytest.mark.parametrize("num_bytes, text", [(3 * 2**30 // 2, "1.50 GiB"), (3 * MIB // 2, "1.5 MiB")])
-def test_sizes_are_in_gib_from_one_on(num_bytes, text):
-    assert size_text(num_bytes) == text

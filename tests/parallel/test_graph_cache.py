@@ -156,11 +156,11 @@ def test_a_relative_cache_does_not_move_with_the_working_folder(opened, tmp_path
 
 
 def test_a_full_disk_costs_only_the_manifest(opened, monkeypatch):
-    def full(path, text):
+    def full(folder):
         raise OSError(28, "No space left on device")
 
     cache = opened()
-    monkeypatch.setattr(graph_cache, "write_text_safely", full)
+    monkeypatch.setattr(graph_cache, "write_manifest", full)
     compile_into(cache)
     assert not (opened().folder / "kernel.so").exists()
 

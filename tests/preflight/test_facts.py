@@ -101,9 +101,9 @@ def test_little_disk_or_memory_is_a_fault(with_, monkeypatch):
     assert facts.disk(recipe).fault == "" and facts.memory(1).fault == ""
     monkeypatch.setattr(facts.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1 << 20}))
     monkeypatch.setattr(facts.machine, "memory", lambda: Memory(total_bytes=4 << 30, free_bytes=3 << 30))
-    assert facts.disk(recipe).fault.startswith("0.0 GiB, and checkpoints need 1.0 GiB. Make room, or choose another")
+    assert facts.disk(recipe).fault.startswith("1 MiB, and checkpoints need 1 GiB. Make room, or choose another")
     assert facts.memory(3).fault == ""
-    assert facts.memory(4).fault == "3.0 GiB, and 4 processes need 4.0 GiB at the least. Close other programs."
+    assert facts.memory(4).fault == "3 GiB, and 4 processes need 4 GiB at the least. Close other programs."
 
 
 def test_disk_for_the_checkpoints_that_a_run_already_has_is_not_asked_for_again(with_, monkeypatch):

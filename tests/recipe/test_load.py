@@ -6,7 +6,7 @@ import pytest
 
 from mindmodel.errors import RecipeError
 from mindmodel.recipe.dump import recipe_to_dict, recipe_to_yaml
-from mindmodel.recipe.load import load_recipe, load_run_recipe, load_with_changes
+from mindmodel.recipe.load import load_recipe, load_run_recipe, load_with_changes, recipe_from_dict, with_overrides
 from mindmodel.recipe.schema import RopeScaling
 
 
@@ -145,6 +145,7 @@ def test_a_name_cannot_leave_the_runs_folder(tmp_path, small, name):
 
 def test_a_resolved_recipe_reads_back_equal(load, tmp_path):
     recipe = load(
+        "model.vocab_size=512",
         "runtime.output='3e-4'",
         "data.source=[a b.txt, 'no', '*.md']",
         "model.rope_scaling={type: llama3, factor: 8}",
@@ -157,10 +158,23 @@ def test_a_resolved_recipe_reads_back_equal(load, tmp_path):
 
 
 def test_a_run_recipe_is_read_without_rules_but_with_types(load, tmp_path):
-    text = recipe_to_yaml(load())
+    text = recipe_to_yaml(load("model.vocab_size=512"))
     assert load_run_recipe(write(tmp_path / "a.yaml", text.replace("seq_len: 32", "seq_len: 33"))).data.seq_len == 33
     with pytest.raises(RecipeError, match="data.seq_len: 'x' does not fit"):
         load_run_recipe(write(tmp_path / "b.yaml", text.replace("seq_len: 32", "seq_len: x")))
+
+
+def test_a_run_recipe_that_was_edited_has_its_defaults_again_or_is_refused(load, tmp_path):
+    recipe = load("model.vocab_size=512")
+    lines = recipe_to_yaml(recipe).splitlines()
+
+    def without(*names):
+        kept = [line for line in lines if not line.strip().startswith(names)]
+        return load_run_recipe(write(tmp_path / "recipe.yaml", "\n".join(kept)))
+
+    assert without("num_kv_heads", "head_size", "qk_norm") == recipe.with_keys({"model.num_kv_heads": 4})
+    with pytest.raises(RecipeError, match="recipe.yaml, model.vocab_size: is missing. A run's recipe names every size"):
+        without("vocab_size")
 
 
 def test_a_recipe_is_plain_values(load):
@@ -168,6 +182,24 @@ def test_a_recipe_is_plain_values(load):
     assert plain["name"] == "small"
     assert plain["data"]["source"] == ["stdlib"]
     assert plain["train"]["stop_at"] is None
+
+
+def test_plain_values_are_the_recipe_again(load):
+    recipe = load("model.rope_scaling={type: llama3, factor: 8}", "parallel.stages=[4]")
+    assert recipe_from_dict(recipe_to_dict(recipe), "here") == recipe
+
+
+@pytest.mark.parametrize("name", [None, 3, "../x"])
+def test_plain_values_need_a_name_that_cannot_leave_the_runs_folder(load, name):
+    with pytest.raises(RecipeError, match="^index.json, name: '.*' is no name. Use letters"):
+        recipe_from_dict({**recipe_to_dict(load()), "name": name}, "index.json")
+
+
+def test_overrides_on_a_resolved_recipe_are_checked(load):
+    recipe = load()
+    assert with_overrides(recipe, ["train.steps=7"], "recipe.yaml") == recipe.with_keys({"train.steps": 7})
+    with pytest.raises(RecipeError, match="command line, train.stop_at: 'stop_at=101' is beyond 'steps=100'"):
+        with_overrides(recipe, ["train.stop_at=101"], "recipe.yaml")
 
 
 def test_typed_keys_survive_shrinking(small):

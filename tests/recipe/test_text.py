@@ -57,7 +57,7 @@ def test_tags_are_refused_so_that_no_objects_are_made(text):
         parse(text, "x.yaml")
 
 
-@pytest.mark.parametrize("text", ["[" * 5000, "\0", "a: [1", "? [a]\n: 1", "9" * 9999 + "x: ["])
+@pytest.mark.parametrize("text", ["[" * 1000, "\0", "a: [1", "? [a]\n: 1", "9" * 9999 + "x: ["])
 def test_broken_text_is_an_error_with_its_place(text):
     with pytest.raises(RecipeError, match=r"^x\.yaml"):
         parse(text, "x.yaml")

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from mindmodel.cli.recipe import quantity
 from mindmodel.fleet.layouts import highest_estimate
 from mindmodel.recipe.dump import recipe_to_yaml
 from mindmodel.recipe.estimate import estimate, known_vocab_size
-from mindmodel.recipe.load import load_recipe, load_run_recipe
+from mindmodel.recipe.load import load_recipe
 from mindmodel.recipe.rules import resolve_degrees
 from mindmodel.recipe.schema import AXES, Recipe
 from mindmodel.recipe.text import read_mapping
+from mindmodel.terminal import quantity
 
 USABLE_BYTES = 59_392 * 2**20
 """Of a chip with 64 GiB."""
@@ -42,7 +42,7 @@ def need(recipe: Recipe):
 def test_it_loads_and_its_resolved_form_reads_back_equal(path, tmp_path):
     recipe = load_recipe(path)
     (tmp_path / "recipe.yaml").write_text(recipe_to_yaml(recipe))
-    assert load_run_recipe(tmp_path / "recipe.yaml") == recipe
+    assert load_recipe(tmp_path / "recipe.yaml") == recipe
 
 
 @pytest.mark.parametrize("path", FILES, ids=name)

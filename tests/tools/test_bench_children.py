@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 
 import numpy as np
@@ -65,6 +66,19 @@ def test_every_round_begins_with_another_rival(monkeypatch):
 
     rivals.interleave([Rival("a"), Rival("b"), Rival("c")], 3)
     assert "".join(turns) == "abcbcacab"
+
+
+def test_rivals_that_race_have_warmed_up_and_ended(start, monkeypatch):
+    monkeypatch.setattr(rivals, "TURN_S", 0)
+    one, other = rivals.race([("made_up", {}), ("made_up", {})], num_rounds=2, threads=1, warm_up=2)
+    assert one.results == other.results == [0, 1, 2, 3, 4, 5] and len(one.rounds) == 2
+    assert one._process.returncode == other._process.returncode == 0
+
+
+def test_a_name_that_is_none_is_refused_with_those_there_are():
+    assert rivals.some_of(["a", "b"])("b,a") == ["b", "a"]
+    with pytest.raises(argparse.ArgumentTypeError, match="^c, d: choose from a, b$"):
+        rivals.some_of(["a", "b"])("a,d,c")
 
 
 def test_a_child_that_fails_gives_its_error(start, monkeypatch):

@@ -164,7 +164,7 @@ def test_a_damaged_metrics_file_is_refused_before_anything_is_loaded(recipe, fol
 def test_a_model_that_is_larger_than_the_machine_is_refused(vocab_size, recipe, folder, terminal, monkeypatch):
     monkeypatch.setattr(room, "memory", lambda: Memory(total_bytes=2**18, free_bytes=2**18))
     wanted = with_keys(recipe, "model", vocab_size=vocab_size)
-    message = "recipe 'small': weights, gradients, moments and the logits .* GiB; this machine has 0.0 GiB. Use a"
+    message = "weights, gradients, moments and the logits of a micro-batch are .* KiB; this machine has 256 KiB. Use a"
     with owned(folder), pytest.raises(RecipeError, match=message):
         open_run(wanted, folder, find_position(wanted, folder, terminal), terminal)
     assert (folder.path / "data").exists() == (vocab_size is None)  # known sizes are refused before text is read
@@ -176,7 +176,7 @@ def test_a_rank_that_is_larger_than_a_chip_is_refused_and_its_slice_is_not(recip
     large = with_keys(recipe, "model", vocab_size=8192, num_kv_heads=4, head_size=8)
     wanted = with_keys(large, "runtime", device="ascend")
     wanted = with_keys(wanted, "parallel", dp=1)
-    message = "recipe 'small': rank 0 needs 0.0 GiB at the peak of a step; a chip .910B3. has 0 GiB. Use more"
+    message = "recipe 'small': rank 0 needs .* MiB at the peak of a step; a chip .910B3. has 8 MiB. Use more"
     with owned(folder), pytest.raises(RecipeError, match=message):
         open_run(wanted, folder, find_position(wanted, folder, terminal), terminal)
     cut = with_keys(wanted, "parallel", tp=4)

@@ -13,12 +13,11 @@ import os
 import shutil
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Callable
 
 import numpy as np
-from bench.child import memory_bytes
+from bench.child import memory_bytes, reset_peak
 
 from mindmodel.checkpoint.background import HostMemory
 from mindmodel.checkpoint.load import in_turn, open_checkpoint
@@ -230,8 +229,7 @@ def measure(method: str, folder: Path, num_bytes: int) -> dict[str, float]:
     if kind == "read":
         drop_cache(kept)
     base_bytes = memory_bytes("VmRSS")
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
+    reset_peak()
     result = {"seconds": seconds_of(work), "peak_bytes": memory_bytes("VmHWM") - base_bytes}
     if kind == "read":
         result["warm_seconds"] = seconds_of(work)

@@ -28,6 +28,12 @@ def memory_bytes(field: str) -> int:
     return int(found[1]) * 1024 if found else 0
 
 
+def reset_peak() -> None:
+    """Have VmHWM begin anew; a read-only /proc keeps the peak so far."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def serve(load: Callable[[dict], Callable[[], Work]]) -> None:
     """Be a child until standard input ends.
 
@@ -49,8 +55,7 @@ def _replies(load: Callable[[dict], Callable[[], Work]], spec: dict) -> Iterator
     """After the warm-up, and after each request."""
     build = load(spec)
     base_bytes = memory_bytes("VmRSS")
-    with suppress(OSError):  # a read-only /proc: the peak of the imports counts too
-        Path("/proc/self/clear_refs").write_text("5")
+    reset_peak()
     begin = time.perf_counter()
     work = build()
     first = work(0)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from bench.child import Work, serve
 from bench.sizes import SIZES, batch, recipe_of
 
@@ -21,8 +19,7 @@ def load(spec: dict):
 
     size = SIZES[spec["size"]]
     recipe = recipe_of(size, spec["threads"], spec["dtype"], spec["cpu_kernels"])
-    log = dataclasses.replace(recipe.log, norms_every=spec.get("norms_every", 0))
-    recipe = dataclasses.replace(recipe, log=log)
+    recipe = recipe.with_keys({"log.norms_every": spec.get("norms_every", 0)})
 
     def build() -> Work:
         runtime = start_runtime(recipe, "train")

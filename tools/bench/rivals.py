@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -9,9 +10,10 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
-from typing import Any, Iterable, Optional, Sequence
+from typing import Any, Callable, Collection, Iterable, Optional, Sequence
 
 from mindmodel.machine import cpu_features, usable_cores
 
@@ -104,6 +106,23 @@ def environment(**more: str) -> dict[str, str]:
     return {**given, "PYTHONPATH": path}
 
 
+def race(
+    rivals: Iterable[tuple[str, dict[str, Any]]], num_rounds: int, threads: int, warm_up: int, at_least: int = 2
+) -> list[Child]:
+    """Rivals, given by module and spec, that were warmed up one after another and had their turns; they have ended."""
+    children: list[Child] = []
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        try:
+            for module, spec in rivals:
+                children.append(Child(module, spec, Path(folder) / str(len(children)), threads, warm_up))
+                children[-1].warm_up()
+            interleave(children, num_rounds, at_least)
+        finally:
+            for child in children:
+                child.close()
+    return children
+
+
 def interleave(children: Sequence[Child], num_rounds: int, at_least: int = 2) -> None:
     """Rounds in which every rival has a turn; each round begins with another one."""
     for number in range(num_rounds):
@@ -158,6 +177,38 @@ def machine(threads: int) -> dict[str, Any]:
 def _cpu_model(cpuinfo: Path) -> Optional[str]:
     found = re.search(r"^model name\s*: (.*)$", cpuinfo.read_text(), re.MULTILINE)
     return found[1] if found else None
+
+
+def bench_parser(doc: Optional[str], rounds: int) -> argparse.ArgumentParser:
+    """With what every benchmark takes: --rounds, of this default, and --json."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=rounds, help=f"turns of each, default {rounds}")
+    parser.add_argument("--json", metavar="FILE", help="also as JSON; - is standard output")
+    return parser
+
+
+def run_script(main: Callable[[], int]) -> None:
+    """End the process as `main` says; a rival that failed is a message."""
+    try:
+        sys.exit(main())
+    except ChildFailed as error:
+        sys.exit(str(error))
+
+
+def add_threads(parser: argparse.ArgumentParser) -> None:
+    """--threads."""
+    parser.add_argument("--threads", type=int, default=usable_cores(), help="default all cores this process may use")
+
+
+def some_of(names: Collection[str]) -> Callable[[str], list[str]]:
+    """An argparse type: names with commas between them."""
+
+    def parse(text: str) -> list[str]:
+        if unknown := set(text.split(",")) - set(names):
+            raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: choose from {', '.join(names)}")
+        return text.split(",")
+
+    return parse
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -17,7 +17,7 @@ import argparse
 import importlib
 from types import ModuleType
 
-from mindmodel.cli.arguments import HelpFormatter
+from mindmodel.cli.arguments import add_subcommands
 
 SUBCOMMANDS = {
     "graph": "what the compiler made of a training step, and every operator without a kernel",
@@ -35,15 +35,14 @@ def _module(name: str) -> ModuleType:
     return importlib.import_module(f"{__name__}.{name}")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
     """The subcommands and their arguments."""
-    subparsers = parser.add_subparsers(dest="subcommand", metavar=" | ".join(SUBCOMMANDS), required=True)
-    parser.leaves = []  # type: ignore[attr-defined]  # each gets the flags that all verbs have
-    for name, summary in SUBCOMMANDS.items():
+    subcommands = add_subcommands(parser, SUBCOMMANDS)
+    for name, subcommand in subcommands.items():
         module = _module(name)
-        leaf = subparsers.add_parser(name, help=summary, description=module.__doc__, formatter_class=HelpFormatter)
-        module.add_arguments(leaf)
-        parser.leaves.append(leaf)  # type: ignore[attr-defined]
+        subcommand.description = module.__doc__
+        module.add_arguments(subcommand)
+    return subcommands
 
 
 def run(args: argparse.Namespace) -> int:

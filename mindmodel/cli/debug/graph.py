@@ -15,26 +15,24 @@ exit code: 0 it compiles; 1 operators have no kernel; 2 it cannot be compiled.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
 from pathlib import Path
 from typing import Iterator, Optional
 
 from mindmodel.checkpoint.run_folder import RunFolder
-from mindmodel.cli.arguments import add_recipe_arguments, at_least
-from mindmodel.cli.recipe import quantity, with_vocabulary
+from mindmodel.cli.arguments import add_recipe_arguments, at_least, load_as_asked
+from mindmodel.cli.recipe import with_vocabulary
 from mindmodel.debug.graph.compile import CompiledStep, compile_for_ascend, compile_on_cpu, tell_seconds
 from mindmodel.debug.graph.difference import changes
 from mindmodel.debug.graph.summary import GraphSummary, Missing, read_summary
 from mindmodel.dryrun.run import chosen_ranks
 from mindmodel.files import write_text_safely
-from mindmodel.parallel.environment import prepare_for
+from mindmodel.parallel.loading import load_runtime
 from mindmodel.parallel.mesh import mesh_of
-from mindmodel.recipe.load import load_with_changes
 from mindmodel.recipe.rules import resolve_degrees
 from mindmodel.recipe.schema import Recipe
-from mindmodel.terminal import Terminal
+from mindmodel.terminal import Terminal, data_size
 from mindmodel.train.run import for_this_machine
 
 SUMMARY_NAME = "graph.json"
@@ -57,10 +55,7 @@ def run(args: argparse.Namespace) -> int:
     terminal = Terminal(sys.stderr if args.json else None)
     old = read_summary(args.diff / SUMMARY_NAME if args.diff.is_dir() else args.diff) if args.diff else None
     devices = args.devices if args.device == "ascend" else None
-    changed = {"single": args.single, "shrink": args.shrink, "devices": devices}
-    recipe, shrunk = load_with_changes(args.recipe, args.overrides, **changed)
-    for change in shrunk:
-        terminal.say(f"changed for this machine: {change}")
+    recipe = load_as_asked(args, terminal, devices)
     if args.device == "cpu":
         step = _on_cpu(with_vocabulary(for_this_machine(recipe)), terminal)
     else:
@@ -78,14 +73,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _on_cpu(recipe: Recipe, terminal: Terminal) -> CompiledStep:
-    runtime_keys = dataclasses.replace(recipe.runtime, device="cpu", mode="graph", compile_cache=False)
-    recipe = dataclasses.replace(recipe, runtime=runtime_keys)
-    prepare_for(recipe.runtime)
-    with terminal.loading():
-        from mindmodel.parallel.runtime import start_runtime
-        from mindmodel.train.build import build
+    recipe = recipe.with_keys({"runtime.device": "cpu", "runtime.mode": "graph", "runtime.compile_cache": False})
+    runtime = load_runtime(recipe, "graph", terminal)
+    from mindmodel.train.build import build
+
     tell_seconds()
-    runtime = start_runtime(recipe, "graph", terminal)
     built = build(recipe)
     with terminal.working("compiling the training step"):
         return compile_on_cpu(built.whole, built.example(recipe), runtime.cache)
@@ -107,10 +99,6 @@ def _write(step: CompiledStep, summary: GraphSummary, folder: Path) -> list[str]
     return [str(folder / name) for name in texts]
 
 
-def _bytes(number: int) -> str:
-    return f"{quantity(number, 1024)}B"
-
-
 def _lines(summary: GraphSummary) -> Iterator[str]:
     """The whole report but the operators without a kernel."""
     yield f"graph       {summary.num_nodes} nodes for {summary.device}, MindSpore {summary.mindspore}"
@@ -122,7 +110,7 @@ def _lines(summary: GraphSummary) -> Iterator[str]:
     yield from _constant_lines(summary)
     yield "largest     results of nodes"
     for tensor in summary.tensors[:SHOWN]:
-        yield f"  {_bytes(tensor.num_bytes):>9}  {tensor.type}  {tensor.kind} of {tensor.place}  {tensor.where}"
+        yield f"  {data_size(tensor.num_bytes):>9}  {tensor.type}  {tensor.kind} of {tensor.place}  {tensor.where}"
     yield f"casts       {sum(cast.count for cast in summary.casts)}"
     for cast in summary.casts[:SHOWN]:
         yield f"  {cast.count:>9}  {cast.before} to {cast.after} of {cast.origin}  {cast.where}"
@@ -137,16 +125,16 @@ def _wrapped(title: str, words: list[str], width: int = 8) -> Iterator[str]:
 def _parameter_lines(summary: GraphSummary) -> Iterator[str]:
     rows = summary.parameters
     total = sum(row.num_bytes for row in rows)
-    yield f"parameters  {sum(row.count for row in rows)}, with the optimizer's: {_bytes(total)}"
+    yield f"parameters  {sum(row.count for row in rows)}, with the optimizer's: {data_size(total)}"
     for row in summary.frozen:
-        yield f"  never updated: {row.name} {row.type}, {row.count} of them: {_bytes(row.num_bytes)}"
+        yield f"  never updated: {row.name} {row.type}, {row.count} of them: {data_size(row.num_bytes)}"
 
 
 def _constant_lines(summary: GraphSummary) -> Iterator[str]:
     rows = summary.constants
-    yield f"constants   {sum(row.copies for row in rows)}: {_bytes(sum(row.num_bytes for row in rows))}"
+    yield f"constants   {sum(row.copies for row in rows)}: {data_size(sum(row.num_bytes for row in rows))}"
     for row in rows[:SHOWN]:
-        yield f"  {_bytes(row.num_bytes):>9}  {row.copies} x {row.type} in {row.place}  {row.where}"
+        yield f"  {data_size(row.num_bytes):>9}  {row.copies} x {row.type} in {row.place}  {row.where}"
     for row in summary.duplicates:
         yield f"  held {row.copies} times: {row.type}, read in {row.place}  {row.where}"
 

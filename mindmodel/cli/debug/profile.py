@@ -14,7 +14,6 @@ Nothing of the run is changed.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
 import tempfile
@@ -24,17 +23,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Iterator
 
 from mindmodel.checkpoint.run_folder import RunFolder
-from mindmodel.cli.arguments import add_recipe_arguments, at_least
-from mindmodel.cli.recipe import quantity
+from mindmodel.cli.arguments import add_recipe_arguments, at_least, load_as_asked
 from mindmodel.debug.profile.chrome_trace import chrome_trace
 from mindmodel.debug.profile.page import page_of
 from mindmodel.debug.profile.step_profile import PHASES, MemoryUse, StepProfile, placed_kernels, profile_of
 from mindmodel.errors import LayoutError
 from mindmodel.files import write_text_safely
-from mindmodel.parallel.environment import prepare_environment
-from mindmodel.recipe.load import load_with_changes
+from mindmodel.parallel.loading import load_runtime
 from mindmodel.recipe.schema import Recipe
-from mindmodel.terminal import Terminal
+from mindmodel.terminal import Terminal, data_size
 from mindmodel.train.run import OpenedRun, Position, for_this_machine, open_run
 
 if TYPE_CHECKING:
@@ -57,11 +54,9 @@ def run(args: argparse.Namespace) -> int:
     if args.device == "ascend":
         _refuse_ascend()
     terminal = Terminal(sys.stderr if args.json else None)
-    recipe, shrunk = load_with_changes(args.recipe, args.overrides, single=args.single, shrink=args.shrink)
-    for change in shrunk:
-        terminal.say(f"changed for this machine: {change}")
+    recipe = load_as_asked(args, terminal)
     recipe = for_this_machine(recipe)
-    recipe = dataclasses.replace(recipe, runtime=dataclasses.replace(recipe.runtime, device="cpu", compile_cache=False))
+    recipe = recipe.with_keys({"runtime.device": "cpu", "runtime.compile_cache": False})
     with _corpus_folder(recipe) as folder:
         opened = open_run(recipe, folder, Position(checkpoint=None, changes=()), terminal)
         recording, profile = _profiled(opened, args.steps, terminal)
@@ -95,12 +90,9 @@ def _corpus_folder(recipe: Recipe) -> Iterator[RunFolder]:
 
 
 def _profiled(opened: OpenedRun, num_steps: int, terminal: Terminal) -> tuple["Recording", StepProfile]:
-    settings = opened.recipe.runtime
-    prepare_environment(settings.threads, settings.cpu_kernels)
-    with terminal.loading():
-        from mindmodel.debug.profile.recorder import record_steps
-        from mindmodel.parallel.runtime import start_runtime
-    runtime = start_runtime(opened.recipe, "profile", terminal)
+    runtime = load_runtime(opened.recipe, "profile", terminal)
+    from mindmodel.debug.profile.recorder import record_steps
+
     with terminal.working("compiling and profiling the training step"):
         recording = record_steps(opened, runtime, num_steps)
     return recording, profile_of(
@@ -157,20 +149,16 @@ def _product_lines(profile: StepProfile) -> Iterator[str]:
 
 
 def _memory_lines(memory: MemoryUse) -> Iterator[str]:
-    parameters = ", ".join(f"{name} {_bytes(number)}" for name, number in memory.parameter_bytes.items())
+    parameters = ", ".join(f"{name} {data_size(number)}" for name, number in memory.parameter_bytes.items())
     place = f"kernel {memory.peak_index + 1} of {len(memory.curve)}: {memory.peak_kernel}"
-    yield f"memory      {_bytes(memory.peak_bytes)} of tensors at the peak, in {place}"
-    yield f"  of it inputs and constants {_bytes(memory.fixed_bytes)}; beside it {parameters}"
-    yield f"  the process held {_bytes(memory.process_bytes)} at most, with compilation"
+    yield f"memory      {data_size(memory.peak_bytes)} of tensors at the peak, in {place}"
+    yield f"  of it inputs and constants {data_size(memory.fixed_bytes)}; beside it {parameters}"
+    yield f"  the process held {data_size(memory.process_bytes)} at most, with compilation"
     if memory.unexplained_bytes:
-        yield f"  {_bytes(memory.unexplained_bytes)} of the peak belong to no tensor of the graph"
+        yield f"  {data_size(memory.unexplained_bytes)} of the peak belong to no tensor of the graph"
     for row in memory.held[:SHOWN]:
         what = f"{row.operator} of {row.place}, {row.phase}"
-        yield f"  {_bytes(row.num_bytes):>9}  {row.count:>3} x {row.type:<24} {what}; last read by {row.last_read}"
-
-
-def _bytes(number: int) -> str:
-    return f"{quantity(number, 1024)}B"
+        yield f"  {data_size(row.num_bytes):>9}  {row.count:>3} x {row.type:<24} {what}; last read by {row.last_read}"
 
 
 def _ms(seconds: float) -> str:

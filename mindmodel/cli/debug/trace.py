@@ -23,13 +23,12 @@ from pathlib import Path
 from typing import Callable
 
 from mindmodel.checkpoint.run_folder import RunFolder
-from mindmodel.cli.arguments import add_recipe_arguments, at_least
+from mindmodel.cli.arguments import add_recipe_arguments, at_least, load_as_asked
 from mindmodel.cli.recipe import with_vocabulary
 from mindmodel.debug.traces import msprobe
 from mindmodel.debug.traces.inputs import Inputs, inputs_of
 from mindmodel.debug.traces.trace import KINDS, Trace, json_number, read_trace, refuse_other_folder, write_trace
-from mindmodel.parallel.environment import prepare_environment
-from mindmodel.recipe.load import load_with_changes
+from mindmodel.parallel.loading import load_runtime
 from mindmodel.recipe.schema import Recipe
 from mindmodel.terminal import Terminal
 from mindmodel.train.run import for_this_machine
@@ -63,9 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     terminal = Terminal(sys.stderr if args.json else None)
-    recipe, changes = load_with_changes(args.recipe, args.overrides, single=args.single, shrink=args.shrink)
-    for change in changes:
-        terminal.say(f"changed for this machine: {change}")
+    recipe = load_as_asked(args, terminal)
     recipe = with_vocabulary(for_this_machine(recipe))
     folder = args.out or RunFolder(Path(recipe.output)).trace
     trace_format = FORMATS[args.format]
@@ -81,11 +78,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _trace(recipe: Recipe, inputs: Inputs, source: str, terminal: Terminal) -> Trace:
-    prepare_environment(recipe.runtime.threads, recipe.runtime.cpu_kernels)
-    with terminal.loading():
-        from mindmodel.debug.traces.tapped import trace_step
-        from mindmodel.parallel.runtime import start_runtime
-    runtime = start_runtime(recipe, "trace", terminal)
+    runtime = load_runtime(recipe, "trace", terminal)
+    from mindmodel.debug.traces.tapped import trace_step
+
     with terminal.working("compiling and computing the step"):
         return trace_step(recipe, inputs, runtime, source)
 

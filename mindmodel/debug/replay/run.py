@@ -13,7 +13,7 @@ from mindmodel.checkpoint.index import INDEX_NAME
 from mindmodel.checkpoint.load import list_checkpoints, open_checkpoint
 from mindmodel.checkpoint.run_folder import RunFolder, open_run
 from mindmodel.errors import CheckpointError, LayoutError, RecipeError
-from mindmodel.parallel.environment import prepare_for
+from mindmodel.parallel.loading import load_runtime
 from mindmodel.parallel.mesh import mesh_of
 from mindmodel.recipe.dump import describe
 from mindmodel.recipe.load import load_run_recipe, recipe_from_dict, with_overrides
@@ -173,11 +173,9 @@ def _refuse_other_recipe(opened: OpenedRun, stretch: Stretch, step: int) -> None
 def in_memory(opened: OpenedRun, terminal: Terminal) -> "Stepping":
     """Load MindSpore and make the run stand in memory at its checkpoint, or at its beginning."""
     recipe, checkpoint = opened.recipe, opened.position.checkpoint
-    prepare_for(recipe.runtime)
-    with terminal.loading():
-        from mindmodel.parallel.runtime import start_runtime
-        from mindmodel.train.stepping import Stepping
-    runtime = start_runtime(recipe, "train", terminal)
+    runtime = load_runtime(recipe, "train", terminal)
+    from mindmodel.train.stepping import Stepping
+
     terminal.say(f"machine: {runtime.device}, {runtime.threads} threads, {runtime.kernels}")
     terminal.say(f"weights: {checkpoint.path if checkpoint else recipe.train.init_from or 'fresh'}")
     return Stepping(opened, runtime, terminal)

@@ -7,7 +7,6 @@ graph declares, so the compute dtype does not show here.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any, Mapping, Optional, Sequence
@@ -27,8 +26,9 @@ from mindmodel.errors import TraceError
 from mindmodel.models.family import parameter_shapes
 from mindmodel.parallel.mesh import Axes, Mesh, Shape, local_slice, mesh_of
 from mindmodel.recipe.estimate import known_vocab_size, parameters
+from mindmodel.recipe.layout_rules import known
 from mindmodel.recipe.rules import resolve_degrees
-from mindmodel.recipe.schema import AXES, Recipe
+from mindmodel.recipe.schema import Recipe
 
 MAX_DEVICES = 16
 MAX_PARAMETERS = 20_000_000
@@ -42,8 +42,7 @@ INSIDE = {"causal_attention": "attention", "swiglu": "mlp"}
 
 def num_devices_of(recipe: Recipe) -> int:
     """That its layout asks for, with 1 for an automatic degree."""
-    degrees = (getattr(recipe.parallel, name) for name in AXES)
-    return math.prod(degree for degree in degrees if degree != "auto")
+    return math.prod(map(known, recipe.parallel.degrees.values()))
 
 
 def sized(recipe: Recipe) -> Recipe:
@@ -59,7 +58,7 @@ def sized(recipe: Recipe) -> Recipe:
         raise TraceError(f"{where}: up to {MAX_DEVICES} are executed rank by rank. Use smaller degrees, or --single.")
     if vocab_size is None:
         raise TraceError(f"{where}: only its tokenizer knows the vocabulary's size. Give model.vocab_size.")
-    recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, vocab_size=vocab_size))
+    recipe = recipe.with_keys({"model.vocab_size": vocab_size})
     count = parameters(recipe.model, vocab_size).total
     if count > MAX_PARAMETERS:
         raise TraceError(
