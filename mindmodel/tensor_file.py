@@ -10,7 +10,7 @@ import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Iterator, Mapping, NoReturn, Optional, Union
+from typing import Any, Callable, Iterator, Mapping, NoReturn, Optional, TypeVar, Union
 
 import ml_dtypes
 import numpy as np
@@ -56,6 +56,7 @@ class LazyTensor:
 
 
 Tensor = Union[np.ndarray, LazyTensor]
+AnyTensor = TypeVar("AnyTensor", bound=Tensor)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +98,19 @@ def write_tensors(
         file.flush()
         os.fsync(file.fileno())
         return Written(num_bytes=num_bytes, sha256={name: digest.result() for name, digest in digests.items()})
+
+
+def batches(tensors: Mapping[str, AnyTensor], max_bytes: int) -> Iterator[dict[str, AnyTensor]]:
+    """Consecutive tensors of at most that size together; a larger one is alone."""
+    batch, room = dict[str, AnyTensor](), max_bytes
+    for name, tensor in tensors.items():
+        if batch and tensor.nbytes > room:
+            yield batch
+            batch, room = {}, max_bytes
+        batch[name] = tensor
+        room -= tensor.nbytes
+    if batch:
+        yield batch
 
 
 def _sha256(part: Union[bytes, memoryview]) -> str:

@@ -94,6 +94,12 @@ def held(arrays, placements, mesh: Mesh) -> Callable[[int], dict[str, np.ndarray
     return of_rank
 
 
+def save_alone(folder: Path, step: int, weights, **changes) -> Path:
+    """Save from one rank that holds all."""
+    what = {**FACTS, "step": step, "weights": weights, "optimizer": {}, "layout": {}}
+    return save_checkpoint(folder, **{**what, **changes})
+
+
 def save_by_all(folder: Path, step: int, holding: Callable[[int], dict], placements, mesh: Mesh, **crew) -> Path:
     """Save from all ranks what each holds; moments are the optimizer's."""
     base = Crew(mesh=mesh, placements=placements, **{"attempt": "a", "patience_s": 20, **crew})

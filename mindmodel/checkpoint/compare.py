@@ -6,7 +6,8 @@ from typing import Any, Iterator
 
 import numpy as np
 
-from mindmodel.checkpoint.load import Checkpoint, Tensors
+from mindmodel.checkpoint.load import Checkpoint
+from mindmodel.checkpoint.tensors import Tensors
 
 
 def checkpoint_differences(one: Checkpoint, other: Checkpoint) -> Iterator[str]:

@@ -17,10 +17,9 @@ from typing import Any, Mapping
 import numpy as np
 
 from mindmodel.checkpoint.blocks import Block, Shape, fault_of
-from mindmodel.convert.folder import consecutive
 from mindmodel.errors import ConversionError
 from mindmodel.files import file_inside, read_json, write_text_safely
-from mindmodel.tensor_file import LazyTensor, TensorFile, write_tensors
+from mindmodel.tensor_file import LazyTensor, TensorFile, batches, write_tensors
 
 TRACKER, METADATA, COMMON = "latest_checkpointed_iteration.txt", "metadata.json", "common.json"
 ITERATION_NAME = re.compile(r"iteration_\d{8,}")
@@ -155,7 +154,7 @@ def write_iteration(
     """
     iteration = folder / f"iteration_{step:08d}"
     iteration.mkdir()
-    groups = list(consecutive(tensors, max_file_bytes))
+    groups = list(batches(tensors, max_file_bytes))
     files = {f"model-{number:07d}-{len(groups):07d}.safetensors": group for number, group in enumerate(groups)}
     for name, group in files.items():
         write_tensors(iteration / name, group)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mindmodel.checkpoint.index import INDEX_NAME
-from mindmodel.checkpoint.load import Float32Blocks
 from mindmodel.checkpoint.run_folder import RunFolder, resolve_weights
+from mindmodel.checkpoint.tensors import Float32Blocks
 from mindmodel.convert.folder import CONFIG, GENERATION_CONFIG, read_config, read_tensors
 from mindmodel.errors import CheckpointError
 from mindmodel.files import copy_file

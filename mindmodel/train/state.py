@@ -8,17 +8,9 @@ import numpy as np
 from mindspore import Parameter, Tensor
 
 from mindmodel.checkpoint.layout import optimizer_placements, weight_placements
-from mindmodel.checkpoint.load import (
-    Blocks,
-    Checkpoint,
-    Float32Blocks,
-    HeldTensors,
-    in_turn,
-    misfit_message,
-    misfits,
-    shapes_of,
-)
-from mindmodel.errors import CheckpointError, LayoutError
+from mindmodel.checkpoint.load import Checkpoint
+from mindmodel.checkpoint.tensors import Blocks, Float32Blocks, HeldTensors, in_turn, refuse_misfits, shapes_of
+from mindmodel.errors import LayoutError
 from mindmodel.models.decoder import Decoder, initial_weight
 from mindmodel.models.family import parameter_shapes
 from mindmodel.parallel.mesh import mesh_of
@@ -48,8 +40,7 @@ def fill(parameters: Iterable[Parameter], arrays: Mapping[str, np.ndarray], wher
     """
     named = {parameter.name: parameter for parameter in parameters}
     shapes = {name: tuple(parameter.shape) for name, parameter in named.items()}
-    if found := misfits(shapes, shapes_of(arrays)):
-        raise CheckpointError(misfit_message(where, found))
+    refuse_misfits(where, shapes, shapes_of(arrays))
     for name, array in in_turn(arrays, list(named)):
         _set(named[name], _own(array))
 

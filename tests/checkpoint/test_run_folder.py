@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 
+from crew import save_alone
 from mindmodel.checkpoint.run_folder import RunFolder, open_run, resolve_weights
-from mindmodel.checkpoint.save import save_checkpoint
 from mindmodel.errors import CheckpointError
 from mindmodel.parallel.heartbeat import host_name
 
@@ -18,20 +18,7 @@ def make_run(path, steps=()):
     run.create()
     run.recipe_file.write_text("name: tiny\n")
     for step in steps:
-        save_checkpoint(
-            run.checkpoints,
-            step=step,
-            samples=0,
-            tokens=0,
-            weights={"w": np.full(2, step, np.float32)},
-            optimizer={},
-            recipe={},
-            versions={},
-            random={},
-            layout={},
-            keep=9,
-            keep_every=0,
-        )
+        save_alone(run.checkpoints, step, {"w": np.full(2, step, np.float32)})
     return run
 
 
