@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from mindmodel.convert.export import Export, open_export
-from mindmodel.convert.folder import CONFIG, read_config, read_tensors
-from mindmodel.models.family import architecture_differences, family_of
+from mindmodel.convert.folder import CONFIG, read_model, read_tensors
+from mindmodel.models.family import architecture_differences
 from mindmodel.models.weight_rules import WEIGHT_DTYPES, names_without_use
 from mindmodel.tensor_file import LazyTensor
 
@@ -39,11 +39,9 @@ def differences(path: Path, folder: Path) -> list[str]:
 
 
 def _config_differences(export: Export, folder: Path) -> list[str]:
-    where = folder / CONFIG
-    config = read_config(folder)
-    other = family_of(config, where).read_config(config, where)
-    found = architecture_differences(export.model, other)
-    return [f"{where}: {name} is {given}, the run's {ours}" for name, ours, given in found]
+    _, _, theirs = read_model(folder)
+    found = architecture_differences(export.model, theirs)
+    return [f"{folder / CONFIG}: {name} is {given}, the run's {ours}" for name, ours, given in found]
 
 
 def _tensor_differences(name: str, ours: LazyTensor, theirs: LazyTensor) -> list[str]:

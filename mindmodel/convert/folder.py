@@ -8,6 +8,8 @@ from typing import Any, Mapping
 
 from mindmodel.errors import ConversionError
 from mindmodel.files import file_inside, read_json, write_text_safely
+from mindmodel.models.family import Family, family_of
+from mindmodel.recipe.schema import ModelSection
 from mindmodel.tensor_file import LazyTensor, TensorFile, batches, write_tensors
 
 CONFIG = "config.json"
@@ -26,6 +28,17 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise ConversionError(f"{folder}: there is no such folder. Give a Hugging Face folder with {CONFIG}.")
     return read_json(folder / CONFIG, ConversionError)
+
+
+def read_model(folder: Path) -> tuple[dict[str, Any], Family, ModelSection]:
+    """The config.json of a Hugging Face folder, the family that it is of, and the model that it describes.
+
+    Raises:
+        ConversionError: as read_config; or if the model is none that the decoder computes.
+    """
+    config, where = read_config(folder), folder / CONFIG
+    family = family_of(config, where)
+    return config, family, family.read_config(config, where)
 
 
 def read_tensors(folder: Path) -> dict[str, LazyTensor]:
