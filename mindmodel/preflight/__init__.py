@@ -16,11 +16,11 @@ from typing import Any, Iterator, Mapping, Optional, Sequence
 
 from mindmodel.errors import LaunchError
 from mindmodel.parallel.heartbeat import host_name
+from mindmodel.parallel.json_lines import Message
 from mindmodel.parallel.mesh import mesh_of
 from mindmodel.parallel.nodes import Nodes
 from mindmodel.preflight.facts import gather, nearest_folder
 from mindmodel.preflight.judgement import judge
-from mindmodel.preflight.link import Message
 from mindmodel.preflight.meeting import hold_meeting, port_is_free
 from mindmodel.preflight.report import Fact, Report
 from mindmodel.preflight.visit import Clock, visit_node_0
@@ -148,17 +148,13 @@ def _port(nodes: Nodes) -> Fact:
     """
     if nodes.port is None:
         return Fact(text="any")
-    text, other = (str(nodes.port), nodes) if nodes.count == 1 else (f"{nodes.port}, next", _next_port(nodes))
+    text, port = (str(nodes.port), nodes.port) if nodes.count == 1 else (f"{nodes.port}, next", nodes.launcher_port)
     try:
         if nodes.rank == 0:
-            port_is_free(other)
+            port_is_free(replace(nodes, port=port))
     except LaunchError as error:
-        return Fact(text=f"{other.port} taken", fault=str(error))
+        return Fact(text=f"{port} taken", fault=str(error))
     return Fact(text=text)
-
-
-def _next_port(nodes: Nodes) -> Nodes:
-    return replace(nodes, port=int(nodes.port or 0) + 1)
 
 
 def _verdict(reports: Mapping[int, Report]) -> Message:

@@ -1,12 +1,11 @@
 """One connection from the launcher of every node to that of node 0, so that each knows of the others' failures.
 
-JSON, a message a line; sizes are bounded, and what is no message ends the connection. Nothing is trusted to be a
-launcher before it has said which node it is and which recipe it runs.
+A message is an object of one kind and its value; what is none ends the connection. Nothing is trusted to be a launcher
+before it has said which node it is and which recipe it runs.
 """
 
 from __future__ import annotations
 
-import json
 import selectors
 import socket
 import time
@@ -16,12 +15,13 @@ from typing import Any, Callable, Optional
 
 from mindmodel.errors import LaunchError, MindModelError, RecipeError
 from mindmodel.parallel.heartbeat import host_name
+from mindmodel.parallel.json_lines import MAX_LINE_BYTES, Stranger, allow_connections, decode, encode
 from mindmodel.parallel.launch import Launch, resolve
 from mindmodel.recipe.dump import describe, differences, recipe_to_dict
 from mindmodel.recipe.load import recipe_from_dict
 from mindmodel.recipe.schema import Recipe
+from mindmodel.terminal import printable
 
-MAX_MESSAGE_BYTES = 1 << 18
 SILENCE_S = 60.0
 ALIVE_S = 2.0
 HELLO_S = 10.0
@@ -46,16 +46,16 @@ class Message:
 class Channel:
     """One connection: messages in and out, never waited for."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, address: str) -> None:
         connection.setblocking(False)
         self.connection: Optional[socket.socket] = connection
-        self.address = str(connection.getpeername()[0])
+        self.address = address
         self.heard_s = time.monotonic()
         self._in, self._out = b"", b""
 
     def send(self, kind: str, value: Any = None) -> None:
         """Send as much as goes out now; the rest follows when the channel is looked at again."""
-        self._out += json.dumps([kind, value], ensure_ascii=False).encode(errors="replace") + b"\n"
+        self._out += encode({kind: value})
         self.flush()
 
     def flush(self) -> None:
@@ -71,8 +71,22 @@ class Channel:
     def receive(self) -> list[tuple[str, Any]]:
         """The messages that have come; closes the channel when the other end did or sends something else."""
         self.flush()
+        messages: list[tuple[str, Any]] = []
         try:
-            while self.connection is not None and len(self._in) <= MAX_MESSAGE_BYTES:
+            self._read()
+            *lines, self._in = self._in.split(b"\n")
+            for line in lines:
+                messages += decode(line).items()
+        except Stranger:
+            self.close()
+        if len(self._in) > MAX_LINE_BYTES:
+            self.close()
+        return messages
+
+    def _read(self) -> None:
+        """What is there, up to a limit; the rest is for the next time."""
+        try:
+            while self.connection is not None and len(self._in) <= MAX_LINE_BYTES:
                 piece = self.connection.recv(1 << 16)
                 if not piece:
                     self.close()
@@ -82,11 +96,6 @@ class Channel:
             pass
         except OSError:
             self.close()
-        *lines, self._in = self._in.split(b"\n")
-        messages = [_message(line) for line in lines if len(line) <= MAX_MESSAGE_BYTES]
-        if len(self._in) > MAX_MESSAGE_BYTES or len(messages) < len(lines) or None in messages:
-            self.close()
-        return [message for message in messages if message is not None]
 
     def silent(self) -> bool:
         """Whether nothing has come for so long that the other end must be gone."""
@@ -97,16 +106,6 @@ class Channel:
         if self.connection is not None:
             self.connection.close()
             self.connection = None
-
-
-def _message(line: bytes) -> Optional[tuple[str, Any]]:
-    try:
-        content = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    if isinstance(content, list) and len(content) == 2 and isinstance(content[0], str):
-        return content[0], content[1]
-    return None
 
 
 class Link:
@@ -164,7 +163,8 @@ class Hub(Link):
     def __init__(self, launch: Launch) -> None:
         super().__init__()
         family, address = resolve(launch.nodes.master)
-        port = int(launch.nodes.port or 0) + 1
+        port = launch.nodes.launcher_port
+        allow_connections(launch.nodes.count)
         self._socket = socket.socket(family, socket.SOCK_STREAM)
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -197,7 +197,8 @@ class Hub(Link):
                     )
                 waiting(f"waiting for {names}")
                 if selector.select(0.1):
-                    guests[Channel(self._socket.accept()[0])] = time.monotonic()
+                    connection, address = self._socket.accept()
+                    guests[Channel(connection, str(address[0]))] = time.monotonic()
                 self._welcome(guests, launch)
                 self._forget_those_who_left()
         self._socket.close()
@@ -230,8 +231,8 @@ class Hub(Link):
 
     def _admit(self, guest: Channel, hello: Any, launch: Launch) -> None:
         hello = hello if isinstance(hello, dict) else {}
-        node, host = hello.get("node"), str(hello.get("host"))[:64]
-        if not isinstance(node, int) or hello.get("nodes") != launch.nodes.count:
+        node, host = hello.get("node"), printable(str(hello.get("host")))[:64]
+        if type(node) is not int or hello.get("nodes") != launch.nodes.count:
             raise self._refusal(
                 f"the launcher at {guest.address} has other nodes than --nodes {launch.nodes.count}. Start the same "
                 "command on every node.", guest
@@ -243,7 +244,7 @@ class Hub(Link):
             )
         if fault := _another_recipe(launch.recipe, hello.get("recipe")):
             raise self._refusal(
-                f"node {node} ({host}) has another recipe than node 0: {fault}. Start the same command "
+                f"node {node} ({host}) has another recipe than node 0: {printable(fault)}. Start the same command "
                 "with the same files on every node.", guest
             )
         self.channels[node], self.hosts[node] = guest, host
@@ -272,7 +273,7 @@ class Spoke(Link):
             LaunchError: if node 0 does not answer in time, leaves, or refuses this node.
         """
         nodes, end = launch.nodes, time.monotonic() + timeout_s
-        where = f"{nodes.master}:{int(nodes.port or 0) + 1}"
+        where = f"{nodes.master}:{nodes.launcher_port}"
         while not self.channels:
             waiting(f"waiting for node 0 at {where}")
             if time.monotonic() > end:
@@ -280,7 +281,7 @@ class Spoke(Link):
                     f"--master: node 0 did not answer at {where} within {timeout_s:.0f} s. Start the same command "
                     "there with --node-rank 0; the port must be reachable from here."
                 )
-            self._call(nodes.master, int(nodes.port or 0) + 1)
+            self._call(nodes.master, nodes.launcher_port)
         end += CONNECT_S  # node 0 knows which nodes are missing, and says so
         hello = {"node": nodes.rank, "nodes": nodes.count, "host": host_name(), "recipe": recipe_to_dict(launch.recipe)}
         self.send("hello", hello)
@@ -290,7 +291,7 @@ class Spoke(Link):
     def _call(self, host: str, port: int) -> None:
         _, address = resolve(host)
         try:
-            self.channels[0] = Channel(socket.create_connection((address, port), CONNECT_S))
+            self.channels[0] = Channel(socket.create_connection((address, port), CONNECT_S), address)
         except OSError:
             time.sleep(0.2)
 
@@ -300,7 +301,7 @@ class Spoke(Link):
             waiting(what)
             for kind, value in channel.receive():
                 if kind == "refused":
-                    raise LaunchError(str(value))
+                    raise LaunchError(printable(str(value)))
                 if kind == "start":
                     return
                 if kind == "preparing":  # reading texts may take long, and all are there

@@ -139,7 +139,7 @@ class Peers:
 
 def node_failure(node: int, host: str, text: str) -> Failure:
     """Of a node as a whole."""
-    return Failure(who=f"node {node}", host=host, text=text, lost=False, bad_input=False, time_s=time.time())
+    return Failure(who=f"node {node}", host=host, text=text, time_s=time.time())
 
 
 def _signs_from_json(values: Iterable[Any]) -> Iterator[Sign]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import resource
 import socket
+import struct
 import threading
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from mindmodel.errors import DataError, LaunchError
+from mindmodel.parallel.json_lines import decode, encode
 from mindmodel.parallel.launch import Launch
 from mindmodel.parallel.nodes import Nodes
 from mindmodel.recipe.dump import recipe_to_dict
@@ -55,12 +57,12 @@ def nothing():
     """To prepare."""
 
 
-def say_hello(port, hello) -> str:
+def say_hello(port, hello) -> bytes:
     """What node 0 answers."""
     with socket.create_connection(("127.0.0.1", port + 1)) as connection:
-        connection.sendall(json.dumps(["hello", hello]).encode() + b"\n")
+        connection.sendall(encode({"hello": hello}))
         connection.settimeout(5)
-        return connection.makefile().readline()
+        return connection.makefile("rb").readline()
 
 
 def test_one_node_needs_no_link(launch):
@@ -114,6 +116,8 @@ def test_others_that_do_not_come_end_the_waiting_of_a_node(launch, node_0, monke
         ({"recipe": {**recipe_to_dict(recipe_from_dict(RECIPE, "t")), "name": "other"}}, "than node 0: its name"),
         ({"nodes": 3}, "has other nodes than --nodes 2"),
         ({"node": "one"}, "has other nodes than --nodes 2"),
+        ({"node": True}, "has other nodes than --nodes 2"),
+        ({"host": "\x1b[2J", "recipe": 1}, r"node 1 \(\ufffd\[2J\) has another recipe than node 0: it cannot be read"),
         ({"node": 2}, "two nodes say --node-rank 2|needs a number of its own"),
     ],
 )
@@ -126,7 +130,31 @@ def test_a_node_that_does_not_fit_is_told_why_and_so_are_we(launch, free_port, c
         hub.meet(launch(0), 5, silent, nothing)
     guest.join()
     hub.close()
-    assert json.loads(answers[0]) == ["refused", str(raised.value)]
+    assert decode(answers[0]) == {"refused": str(raised.value)}
+
+
+def test_a_visitor_that_is_gone_before_it_is_heard_is_nobody(launch, free_port):
+    hub, spoke = Hub(launch(0)), Spoke()
+    with socket.create_connection(("127.0.0.1", free_port + 1)) as scanner:
+        scanner.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # its end is a reset
+    guest = threading.Thread(target=spoke.meet, args=(launch(1), 5, silent, nothing))
+    guest.start()
+    hub.meet(launch(0), 5, silent, nothing)
+    guest.join()
+    for link in (hub, spoke):
+        link.close()
+
+
+def test_node_0_takes_as_many_files_as_there_are_nodes(launch):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 700:
+        pytest.skip("this machine does not allow so many files")
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+        Hub(launch(0, count=500)).close()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 500
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_what_node_0_cannot_prepare_is_told_to_all(launch):
@@ -150,9 +178,10 @@ def test_what_node_0_cannot_prepare_is_told_to_all(launch):
     assert told == ["node 0 cannot prepare the run: DataError: no text."]
 
 
-def test_the_others_wait_beyond_the_limit_while_node_0_prepares(launch):
+def test_the_others_wait_beyond_the_limit_while_node_0_prepares(launch, monkeypatch):
+    monkeypatch.setattr("mindmodel.supervise.link.CONNECT_S", 1.0)
     hub, spoke = Hub(launch(0)), Spoke()
-    meeting = threading.Thread(target=hub.meet, args=(launch(0), 5, silent, lambda: time.sleep(7)))
+    meeting = threading.Thread(target=hub.meet, args=(launch(0), 5, silent, lambda: time.sleep(2)))
     meeting.start()
     spoke.meet(launch(1), 0.5, silent, nothing)
     meeting.join()
