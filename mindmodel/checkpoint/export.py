@@ -21,7 +21,6 @@ def export_checkpoint(checkpoint: Checkpoint, target: Path, optimizer: bool = Fa
     Raises:
         CheckpointError: if the file is there, or cannot be written.
     """
-    target = Path(target)
     if target.exists():
         raise CheckpointError(f"{target}: is there already. Name a new file.")
     tensors = {name: checkpoint.weights().lazy(name) for name in checkpoint.weights()}

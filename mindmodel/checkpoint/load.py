@@ -65,7 +65,7 @@ def open_checkpoint(path: Path, verify: bool = True) -> Checkpoint:
     Raises:
         CheckpointError: if it is missing or damaged; the message names the file and what differs.
     """
-    checkpoint = _unchecked(Path(path))
+    checkpoint = _unchecked(path)
     for fault in _faults_of(checkpoint, verify):
         raise CheckpointError(fault)
     return checkpoint
@@ -87,7 +87,7 @@ def _unchecked(path: Path) -> Checkpoint:
 def damage_of(path: Path) -> tuple[Optional[Checkpoint], list[str]]:
     """A checkpoint, unless its index cannot be read, and everything that is wrong with it."""
     try:
-        checkpoint = _unchecked(Path(path))
+        checkpoint = _unchecked(path)
     except CheckpointError as error:
         return None, [str(error)]
     return checkpoint, list(_faults_of(checkpoint))
@@ -153,7 +153,7 @@ def newest_checkpoint(
     steps = [step for step in list_checkpoints(folder) if last is None or step <= last]
     for step in reversed(steps):
         try:
-            return open_checkpoint(Path(folder) / f"step_{step}", verify)
+            return open_checkpoint(folder / f"step_{step}", verify)
         except CheckpointError as error:
             say(f"{error} Checkpoint step_{step} is passed over.")
     return None

@@ -17,9 +17,9 @@ LEFTOVER_NAME = re.compile(r"\.step_\d+(\.\w+)?\.(tmp|old)")
 
 def list_checkpoints(folder: Path) -> list[int]:
     """Steps of the checkpoints in a folder, ascending. Temporary folders have other names."""
-    if not Path(folder).is_dir():
+    if not folder.is_dir():
         return []
-    matches = (STEP_NAME.fullmatch(path.name) for path in Path(folder).iterdir() if path.is_dir())
+    matches = (STEP_NAME.fullmatch(path.name) for path in folder.iterdir() if path.is_dir())
     return sorted(int(match[1]) for match in matches if match)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mindmodel.checkpoint.compare import apart
 from mindmodel.convert.export import Export, open_export
 from mindmodel.convert.folder import CONFIG, read_model, read_tensors
 from mindmodel.models.family import architecture_differences
@@ -26,8 +27,7 @@ def differences(path: Path, folder: Path) -> list[str]:
     Raises:
         CheckpointError, ConversionError: if one of the two cannot be read.
     """
-    folder = Path(folder)
-    export, theirs = open_export(Path(path)), read_tensors(folder)
+    export, theirs = open_export(path), read_tensors(folder)
     found = _config_differences(export, folder)
     found += [f"{name}: not in {folder}" for name in export.tensors if name not in theirs]
     without_use = names_without_use(export.family.rules, export.model)
@@ -51,8 +51,5 @@ def _tensor_differences(name: str, ours: LazyTensor, theirs: LazyTensor) -> list
         return [f"{name}: shape {list(theirs.shape)}, the run's {list(ours.shape)}"]
     with np.errstate(over="ignore"):
         expected = ours.read().astype(theirs.dtype)
-    given = theirs.read()
-    if expected.tobytes() == given.tobytes():
-        return []
-    distance = np.abs(expected.astype(np.float64) - given.astype(np.float64))
-    return [f"{name}: {np.count_nonzero(distance)} of {distance.size} numbers differ, by up to {distance.max():.3g}"]
+    count, distance = apart(expected, theirs.read())
+    return [f"{name}: {count} of {expected.size} numbers differ, by up to {distance:.3g}"] if count else []

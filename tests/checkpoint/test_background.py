@@ -1,6 +1,7 @@
 """What is written beside the training: one thing at a time, numbers as they were, and no error goes unheard."""
 
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -70,7 +71,7 @@ def test_a_relative_folder_is_that_of_the_call_whatever_the_working_folder_is_th
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path)
     weights = {"w": np.zeros(5, np.float32)}
-    write = checkpoint_writer("run", step=1, weights=weights, optimizer={}, layout={}, **FACTS)
+    write = checkpoint_writer(Path("run"), step=1, weights=weights, optimizer={}, layout={}, **FACTS)
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert str(write()) == "run/step_1"
     assert open_checkpoint(tmp_path / "run" / "step_1").index.step == 1

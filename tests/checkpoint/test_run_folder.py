@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -61,6 +62,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 HOLD = """
 import sys
 from pathlib import Path
+from pathlib import Path
 from mindmodel.checkpoint.run_folder import RunFolder
 with RunFolder(Path(sys.argv[1])).lock():
     print("locked", flush=True)
@@ -94,7 +96,7 @@ def test_one_checkpoint_can_be_asked_for(tmp_path, monkeypatch):
     run, checkpoint = resolve_weights(tmp_path / "checkpoints" / "step_1")
     assert run.path == tmp_path.resolve() and checkpoint.index.step == 1
     monkeypatch.chdir(tmp_path / "checkpoints")
-    assert resolve_weights("step_2")[1].index.step == 2
+    assert resolve_weights(Path("step_2"))[1].index.step == 2
 
 
 def test_a_damaged_checkpoint_that_is_asked_for_is_not_passed_over(tmp_path):
