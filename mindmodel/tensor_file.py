@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -39,6 +40,7 @@ HEADER_MAX_BYTES = 100_000_000
 CHUNK_BYTES = 4 * 2**20
 METADATA = "__metadata__"
 MAX_DIMS, MAX_ELEMENTS = 32, 2**60
+SHORTER = "it became shorter while it was read"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,29 +182,41 @@ class TensorFile:
         first, last = self._data + start, self._data + end
         return self._bytes[first:last].view(dtype).reshape(shape)
 
-    def chunks(self, name: str, rows: Optional[slice] = None) -> Iterator[memoryview]:
-        """The bytes of a tensor, or of some of its rows, piece by piece in a buffer that is used again.
+    def fetch(self, name: str, rows: Optional[slice] = None) -> None:
+        """Have the system read the bytes of a tensor, or of some of its rows; it keeps them in memory for a while.
 
-        They are read, not mapped: on a disk a map brings them in much smaller pieces.
+        On a disk a map brings them in much smaller pieces. Sent to the null device they are not copied, and one call
+        that leaves Python's lock does for all.
         """
-        dtype, shape, start, end = self._entries[name]
+        _, shape, start, end = self._entries[name]
         if rows is not None and shape:
             row_bytes = (end - start) // max(1, shape[0])
             start, end = start + rows.start * row_bytes, start + rows.stop * row_bytes
-        buffer, left = memoryview(bytearray(min(CHUNK_BYTES, end - start))), end - start
+        start, end = self._data + start, self._data + end
+        with open(self.path, "rb") as file, open(os.devnull, "wb") as null:
+            while start < end:
+                try:
+                    count = os.sendfile(null.fileno(), file.fileno(), start, end - start)
+                except OSError as error:
+                    if error.errno != errno.EINVAL:
+                        raise
+                    return  # this file system cannot: then the map reads
+                if not count:
+                    self._refuse(SHORTER)
+                start += count
+
+    def sha256(self, name: str) -> str:
+        """Checksum of a tensor's numbers; they are read, not mapped, as for fetch."""
+        _, _, start, end = self._entries[name]
+        digest, left = hashlib.sha256(), end - start
+        buffer = memoryview(bytearray(min(CHUNK_BYTES, left)))
         with open(self.path, "rb", buffering=0) as file:
             file.seek(self._data + start)
             while left:
                 if not (count := file.readinto(buffer[: min(left, len(buffer))])):
-                    self._refuse("it became shorter while it was read")
+                    self._refuse(SHORTER)
                 left -= count
-                yield buffer[:count]
-
-    def sha256(self, name: str) -> str:
-        """Checksum of a tensor's numbers, read now."""
-        digest = hashlib.sha256()
-        for chunk in self.chunks(name):
-            digest.update(chunk)
+                digest.update(buffer[:count])
         return digest.hexdigest()
 
     def lazy(self, name: str) -> LazyTensor:

@@ -6,7 +6,9 @@ Any layout loads any other: a rank reads of each file the bytes of its own block
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
 from pathlib import Path
 from types import MappingProxyType
 from typing import Callable, Iterator, Mapping, Optional, Sequence
@@ -21,6 +23,10 @@ from mindmodel.checkpoint.slices import Slice, Table
 from mindmodel.errors import CheckpointError
 from mindmodel.parallel.mesh import Mesh
 from mindmodel.tensor_file import DTYPE_OF_NAME, LazyTensor, TensorFile
+
+
+AHEAD = 3
+"""Arrays that are fetched before they are used: between the large ones there are small ones."""
 
 
 class Files:
@@ -133,27 +139,27 @@ class Tensors(Blocks):
 
     def block(self, name: str, block: Block) -> np.ndarray:
         """As Blocks: a view of the file when it lies in one, else put together from its bytes."""
-        entry = self._entries[name]
-        meeting = entry.slices if len(entry.slices) == 1 else entry.slices.meeting(block)
-        if len(meeting) == 1:
-            (part,) = meeting
-            return self._files[part.file].array(name)[block.within(part).place]
-        found = np.empty(block.shape, DTYPE_OF_NAME[entry.dtype])
-        for part in meeting:
-            both = common(part, block)
-            assert both is not None
-            found[both.within(block).place] = self._files[part.file].array(name)[both.within(part).place]
+        parts = list(self._parts(name, block))
+        if len(parts) == 1:
+            ((file, here, _),) = parts
+            return file.array(name)[here.place]
+        found = np.empty(block.shape, DTYPE_OF_NAME[self._entries[name].dtype])
+        for file, here, there in parts:
+            found[there.place] = file.array(name)[here.place]
         found.flags.writeable = False
         return found
 
     def fetch(self, name: str, block: Optional[Block] = None) -> None:
         """As Blocks: has the system read the bytes, which it keeps in memory."""
-        block = block or whole(self._shapes[name])
+        for file, here, _ in self._parts(name, block or whole(self._shapes[name])):
+            file.fetch(name, here.place[0] if here.shape else None)
+
+    def _parts(self, name: str, block: Block) -> Iterator[tuple[TensorFile, Block, Block]]:
+        """Where a block's numbers are: a file, what it has of them there, and the same in the block."""
         for part in self._entries[name].slices.meeting(block):
             both = common(part, block)
             assert both is not None
-            for _ in self._files[part.file].chunks(name, both.within(part).place[0] if part.shape else None):
-                pass
+            yield self._files[part.file], both.within(part), both.within(block)
 
     def entry(self, name: str) -> TensorEntry:
         """Shape, dtype and slices of a tensor."""
@@ -246,7 +252,7 @@ def shapes_of(arrays: Mapping[str, np.ndarray]) -> Mapping[str, Shape]:
 
 
 def in_turn(arrays: Mapping[str, np.ndarray], names: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
-    """Arrays by name, one after another; while one is used, the next is fetched.
+    """Arrays by name, one after another; while one is used, the next ones are fetched.
 
     Raises:
         CheckpointError: if a file is not what the index says.
@@ -255,9 +261,9 @@ def in_turn(arrays: Mapping[str, np.ndarray], names: Sequence[str]) -> Iterator[
         yield from ((name, arrays[name]) for name in names)
         return
     with ThreadPoolExecutor(1) as reader:
-        fetched = [reader.submit(arrays.fetch, name) for name in names[:1]]
-        for name, following in zip(names, [*names[1:], None]):
-            fetched.pop().result()
+        fetched = deque(reader.submit(arrays.fetch, name) for name in names[:AHEAD])
+        for name, following in zip_longest(names, names[AHEAD:]):
+            fetched.popleft().result()
             if following is not None:
                 fetched.append(reader.submit(arrays.fetch, following))
             yield name, arrays[name]

@@ -42,17 +42,12 @@ def fill(parameters: Iterable[Parameter], arrays: Mapping[str, np.ndarray], wher
     shapes = {name: tuple(parameter.shape) for name, parameter in named.items()}
     refuse_misfits(where, shapes, shapes_of(arrays))
     for name, array in in_turn(arrays, list(named)):
-        _set(named[name], _own(array))
+        _set(named[name], np.asarray(array, np.float32))
 
 
 def _set(parameter: Parameter, array: np.ndarray) -> None:
-    """A slice stays known as one: else the next graph that is compiled would cut it again."""
+    """MindSpore copies it. A slice stays known as one: else the next graph that is compiled would cut it again."""
     parameter.set_data(Tensor(array), slice_shape=parameter.sliced)
-
-
-def _own(array: np.ndarray) -> np.ndarray:
-    """The array in float32, in memory of its own: a view of a file is copied, what was put together is not."""
-    return array if array.flags.owndata and array.dtype == np.float32 else np.array(array, dtype=np.float32)
 
 
 def fresh_weights(recipe: Recipe) -> Float32Blocks:
