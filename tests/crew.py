@@ -11,7 +11,7 @@ from typing import Callable
 
 import numpy as np
 
-from mindmodel.checkpoint.blocks import Block, fault_of, whole
+from mindmodel.checkpoint.blocks import Block, whole
 from mindmodel.checkpoint.part import Crew
 from mindmodel.checkpoint.save import save_checkpoint
 from mindmodel.checkpoint.shares import Placement, held_block
@@ -76,12 +76,6 @@ def random_blocks(draw: random.Random, shape) -> list[Block]:
             blocks.append(Block(offset=tuple(offset), shape=tuple(extent)))
         blocks = [one for one in blocks if 0 not in one.shape]
     return blocks
-
-
-def fault_of_blocks(blocks, shape) -> str:
-    """As fault_of, of blocks one by one."""
-    columns = ([block.offset for block in blocks], [block.shape for block in blocks])
-    return fault_of(*(np.array(column, int).reshape(len(blocks), len(shape)) for column in columns), shape)
 
 
 def held(arrays, placements, mesh: Mesh) -> Callable[[int], dict[str, np.ndarray]]:

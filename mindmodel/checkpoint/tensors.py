@@ -24,7 +24,6 @@ from mindmodel.errors import CheckpointError
 from mindmodel.parallel.mesh import Mesh
 from mindmodel.tensor_file import DTYPE_OF_NAME, LazyTensor, TensorFile
 
-
 AHEAD = 3
 """Arrays that are fetched before they are used: between the large ones there are small ones."""
 
@@ -177,10 +176,16 @@ class Float32Blocks(Blocks):
     Args:
         shapes: of the tensors.
         read: gives a block of one.
+        fetch: as that of Blocks.
     """
 
-    def __init__(self, shapes: Mapping[str, Shape], read: Callable[[str, Block], np.ndarray]) -> None:
-        self._shapes, self._read = shapes, read
+    def __init__(
+        self,
+        shapes: Mapping[str, Shape],
+        read: Callable[[str, Block], np.ndarray],
+        fetch: Callable[[str, Optional[Block]], None] = lambda name, block: None,
+    ) -> None:
+        self._shapes, self._read, self._fetch = shapes, read, fetch
 
     @classmethod
     def of_whole(cls, shapes: Mapping[str, Shape], read: Callable[[str], np.ndarray]) -> Float32Blocks:
@@ -203,6 +208,10 @@ class Float32Blocks(Blocks):
     def block(self, name: str, block: Block) -> np.ndarray:
         """As Blocks."""
         return np.asarray(self._read(name, block), np.float32)
+
+    def fetch(self, name: str, block: Optional[Block] = None) -> None:
+        """As Blocks."""
+        self._fetch(name, block)
 
 
 class HeldTensors(OnDemand):

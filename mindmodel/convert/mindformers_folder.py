@@ -16,7 +16,7 @@ from typing import Any, Mapping
 
 import numpy as np
 
-from mindmodel.checkpoint.blocks import Block, Shape, fault_of
+from mindmodel.checkpoint.blocks import Block, Shape, fault_of_blocks
 from mindmodel.errors import ConversionError
 from mindmodel.files import file_inside, read_json, write_text_safely
 from mindmodel.tensor_file import LazyTensor, TensorFile, batches, write_tensors
@@ -125,10 +125,7 @@ def _joined(name: str, shape: Shape, parts: Mapping[Block, TensorFile]) -> LazyT
         held = (file.shape(name), file.dtype(name).name) if name in file.names else "missing"
         if held != (block.shape, first.dtype(name).name):
             raise ConversionError(f"{file.path}: '{name}' is {held}, by the layout in {METADATA} {block.shape}.")
-    offsets, shapes = (np.array(column, int).reshape(len(parts), len(shape)) for column in (
-        [block.offset for block in parts], [block.shape for block in parts]
-    ))
-    if fault := fault_of(offsets, shapes, shape):
+    if fault := fault_of_blocks(list(parts), shape):
         raise ConversionError(f"{first.path.parent / METADATA}: '{name}': {fault}. Copy the files of all ranks.")
 
     def read() -> np.ndarray:

@@ -65,10 +65,12 @@ def test_what_a_rank_holds_comes_in_turn_too(weights):
     np.testing.assert_array_equal(array, WHOLE[1:2])
 
 
-def test_what_is_made_comes_in_turn_in_float32():
-    tensors = Float32Blocks({"w": (4, 6)}, lambda name, block: WHOLE.astype(np.float16)[block.place])
+def test_what_is_made_comes_in_turn_in_float32_and_what_it_is_made_of_is_fetched():
+    fetched, half = [], WHOLE.astype(np.float16)
+    tensors = Float32Blocks({"w": (4, 6)}, lambda _, block: half[block.place], lambda *block: fetched.append(block))
     ((_, array),) = in_turn(HeldTensors(tensors, ROWS, Mesh(tp=2), 1), ["w"])
     np.testing.assert_array_equal(array, WHOLE[2:], strict=True)
+    assert fetched == [("w", Block(offset=(2, 0), shape=(2, 6)))]
     np.testing.assert_array_equal(tensors.block("w", Block(offset=(0, 1), shape=(1, 2))), [[1, 2]])
 
 

@@ -16,15 +16,10 @@ from mindmodel.parallel.json_lines import decode, encode
 from mindmodel.parallel.launch import Launch
 from mindmodel.parallel.nodes import Nodes
 from mindmodel.recipe.dump import recipe_to_dict
-from mindmodel.recipe.load import recipe_from_dict
 from mindmodel.supervise.link import Hub, Link, Message, Spoke, link_of
+from runs import make_recipe
 
-RECIPE = {
-    "name": "tests",
-    "model": {"hidden_size": 8, "num_layers": 1, "num_heads": 1, "ffn_size": 8, "vocab_size": 300},
-    "data": {"source": "stdlib", "seq_len": 8},
-    "train": {"steps": 1, "tokens_per_step": 64},
-}
+RECIPE = make_recipe(Path("runs/tests"))
 
 
 @pytest.fixture
@@ -33,8 +28,7 @@ def launch(free_port):
 
     def of_node(rank: int, count: int = 2) -> Launch:
         nodes = Nodes(count=count, rank=rank, master="127.0.0.1", port=free_port)
-        recipe = recipe_from_dict(RECIPE, "tests")
-        return Launch(recipe=recipe, nodes=nodes, workers=count, command=(), environment={}, logs=Path("logs"))
+        return Launch(recipe=RECIPE, nodes=nodes, workers=count, command=(), environment={}, logs=Path("logs"))
 
     return of_node
 
@@ -113,7 +107,7 @@ def test_others_that_do_not_come_end_the_waiting_of_a_node(launch, node_0, monke
     [
         ({"recipe": "nonsense"}, "has another recipe than node 0: it cannot be read by this version of mindmodel"),
         ({"recipe": {"name": "tests", "nothing": {"we": "know"}}}, "it cannot be read by this version"),
-        ({"recipe": {**recipe_to_dict(recipe_from_dict(RECIPE, "t")), "name": "other"}}, "than node 0: its name"),
+        ({"recipe": {**recipe_to_dict(RECIPE), "name": "other"}}, "than node 0: its name"),
         ({"nodes": 3}, "has other nodes than --nodes 2"),
         ({"node": "one"}, "has other nodes than --nodes 2"),
         ({"node": True}, "has other nodes than --nodes 2"),
@@ -122,7 +116,7 @@ def test_others_that_do_not_come_end_the_waiting_of_a_node(launch, node_0, monke
     ],
 )
 def test_a_node_that_does_not_fit_is_told_why_and_so_are_we(launch, free_port, change, message):
-    hello = {"node": 1, "nodes": 2, "host": "h", "recipe": recipe_to_dict(recipe_from_dict(RECIPE, "t")), **change}
+    hello = {"node": 1, "nodes": 2, "host": "h", "recipe": recipe_to_dict(RECIPE), **change}
     hub, answers = Hub(launch(0)), []
     guest = threading.Thread(target=lambda: answers.append(say_hello(free_port, hello)))
     guest.start()
