@@ -62,16 +62,16 @@ def say_hello(port, hello) -> bytes:
 def test_one_node_needs_no_link(launch):
     link = link_of(launch(0, count=1))
     assert type(link) is Link
-    link.meet(launch(0, count=1), 0, silent, nothing)
+    link.meet(0, silent, nothing)
     assert link.receive() == []
 
 
 def test_messages_go_both_ways_and_the_end_is_told_once(launch):
     hub, spoke = link_of(launch(0)), link_of(launch(1))
     assert isinstance(hub, Hub) and isinstance(spoke, Spoke)
-    meeting = threading.Thread(target=hub.meet, args=(launch(0), 5, silent, nothing))
+    meeting = threading.Thread(target=hub.meet, args=(5, silent, nothing))
     meeting.start()
-    spoke.meet(launch(1), 5, silent, nothing)
+    spoke.meet(5, silent, nothing)
     meeting.join()
     spoke.send("stop", "SIGTERM")
     hub.send("hang", 1, node=1)
@@ -93,13 +93,13 @@ def wait_for(link):
 def test_a_node_0_that_leaves_before_the_start_is_told(launch, node_0):
     threading.Thread(target=lambda: node_0.accept()[0].close()).start()
     with pytest.raises(LaunchError, match="has ended before all nodes were there. What it says tells why"):
-        Spoke().meet(launch(1), 5, silent, nothing)
+        Spoke(launch(1)).meet(5, silent, nothing)
 
 
 def test_others_that_do_not_come_end_the_waiting_of_a_node(launch, node_0, monkeypatch):
     monkeypatch.setattr("mindmodel.supervise.link.CONNECT_S", 0.3)
     with pytest.raises(LaunchError, match="the other nodes did not come within the time limit. What node 0 says"):
-        Spoke().meet(launch(1), 0.2, silent, nothing)
+        Spoke(launch(1)).meet(0.2, silent, nothing)
 
 
 @pytest.mark.parametrize(
@@ -121,19 +121,19 @@ def test_a_node_that_does_not_fit_is_told_why_and_so_are_we(launch, free_port, c
     guest = threading.Thread(target=lambda: answers.append(say_hello(free_port, hello)))
     guest.start()
     with pytest.raises(LaunchError, match=message) as raised:
-        hub.meet(launch(0), 5, silent, nothing)
+        hub.meet(5, silent, nothing)
     guest.join()
     hub.close()
     assert decode(answers[0]) == {"refused": str(raised.value)}
 
 
 def test_a_visitor_that_is_gone_before_it_is_heard_is_nobody(launch, free_port):
-    hub, spoke = Hub(launch(0)), Spoke()
+    hub, spoke = Hub(launch(0)), Spoke(launch(1))
     with socket.create_connection(("127.0.0.1", free_port + 1)) as scanner:
         scanner.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # its end is a reset
-    guest = threading.Thread(target=spoke.meet, args=(launch(1), 5, silent, nothing))
+    guest = threading.Thread(target=spoke.meet, args=(5, silent, nothing))
     guest.start()
-    hub.meet(launch(0), 5, silent, nothing)
+    hub.meet(5, silent, nothing)
     guest.join()
     for link in (hub, spoke):
         link.close()
@@ -155,17 +155,17 @@ def test_what_node_0_cannot_prepare_is_told_to_all(launch):
     def fail():
         raise DataError("no text.")
 
-    hub, spoke, told = Hub(launch(0)), Spoke(), []
+    hub, spoke, told = Hub(launch(0)), Spoke(launch(1)), []
 
     def visit():
         with pytest.raises(LaunchError) as raised:
-            spoke.meet(launch(1), 5, silent, nothing)
+            spoke.meet(5, silent, nothing)
         told.append(str(raised.value))
 
     guest = threading.Thread(target=visit)
     guest.start()
     with pytest.raises(DataError, match="no text"):
-        hub.meet(launch(0), 5, silent, fail)
+        hub.meet(5, silent, fail)
     guest.join()
     hub.close()
     spoke.close()
@@ -174,10 +174,10 @@ def test_what_node_0_cannot_prepare_is_told_to_all(launch):
 
 def test_the_others_wait_beyond_the_limit_while_node_0_prepares(launch, monkeypatch):
     monkeypatch.setattr("mindmodel.supervise.link.CONNECT_S", 1.0)
-    hub, spoke = Hub(launch(0)), Spoke()
-    meeting = threading.Thread(target=hub.meet, args=(launch(0), 5, silent, lambda: time.sleep(2)))
+    hub, spoke = Hub(launch(0)), Spoke(launch(1))
+    meeting = threading.Thread(target=hub.meet, args=(5, silent, lambda: time.sleep(2)))
     meeting.start()
-    spoke.meet(launch(1), 0.5, silent, nothing)
+    spoke.meet(0.5, silent, nothing)
     meeting.join()
     for link in (hub, spoke):
         link.close()
@@ -189,10 +189,10 @@ def test_an_interrupt_ends_the_waiting(launch):
 
     hub = Hub(launch(0))
     with pytest.raises(KeyboardInterrupt):
-        hub.meet(launch(0), 5, interrupted, nothing)
+        hub.meet(5, interrupted, nothing)
     hub.close()
     with pytest.raises(KeyboardInterrupt):
-        Spoke().meet(launch(1), 5, interrupted, nothing)
+        Spoke(launch(1)).meet(5, interrupted, nothing)
 
 
 def test_a_second_launcher_of_node_0_cannot_listen(launch):
