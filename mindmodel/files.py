@@ -16,8 +16,9 @@ JSON_MAX_BYTES = 256 * 2**20
 CHUNK_BYTES = 2**20
 
 
-def write_text_safely(path: Path, text: str) -> None:
-    """Write a UTF-8 text that is never seen half-written: a temporary file beside it, fsync, rename.
+@contextmanager
+def write_file_safely(path: Path) -> Iterator[Path]:
+    """Fill and sync the file that is given; when the block ends well it becomes `path`, which is never half-written.
 
     Raises:
         OSError: as the system reports it; the file of that name is then as it was.
@@ -25,15 +26,20 @@ def write_text_safely(path: Path, text: str) -> None:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def write_text_safely(path: Path, text: str) -> None:
+    """Write a UTF-8 text, as write_file_safely."""
+    with write_file_safely(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def copy_file(source: Path, target: Path) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from mindmodel.checkpoint.load import Checkpoint
 from mindmodel.errors import CheckpointError
-from mindmodel.files import sync_folder
+from mindmodel.files import write_file_safely
 from mindmodel.tensor_file import Written, write_tensors
 
 
@@ -26,14 +25,10 @@ def export_checkpoint(checkpoint: Checkpoint, target: Path, optimizer: bool = Fa
     tensors = {name: checkpoint.weights().lazy(name) for name in checkpoint.weights()}
     if optimizer:
         tensors.update({name: checkpoint.optimizer().lazy(name) for name in checkpoint.optimizer()})
-    index, temporary = checkpoint.index, target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    index = checkpoint.index
     facts = {"step": index.step, "samples": index.samples, "tokens": index.tokens}
     try:
-        written = write_tensors(temporary, tensors, {name: str(value) for name, value in facts.items()})
-        os.rename(temporary, target)
-        sync_folder(target.parent)
+        with write_file_safely(target) as temporary:
+            return write_tensors(temporary, tensors, {name: str(value) for name, value in facts.items()})
     except OSError as error:
         raise CheckpointError(f"{target}: could not be written: {error.strerror}. Choose another place.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    return written

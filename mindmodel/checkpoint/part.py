@@ -7,7 +7,6 @@ under a name that no other job has; each rank that is done leaves its note, or w
 from __future__ import annotations
 
 import json
-import os
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import Iterator, Mapping, Optional
 from mindmodel.checkpoint.shares import Piece, Placement, held_block, pieces
 from mindmodel.checkpoint.slices import Table
 from mindmodel.errors import CheckpointError
-from mindmodel.files import sync_folder, write_text_safely
+from mindmodel.files import write_file_safely, write_text_safely
 from mindmodel.parallel.mesh import Mesh
 from mindmodel.tensor_file import LazyTensor, Tensor, TensorFile, batches, write_tensors
 
@@ -195,10 +194,8 @@ def _await_folder(folder: Path, crew: Crew) -> None:
 
 def leave_note(folder: Path, part: Part, crew: Crew) -> None:
     """Tell the first rank what this one has written."""
-    temporary = folder / f".rank_{crew.rank}.tmp"
-    part.slices.write(temporary, {"files": json.dumps(part.files)})
-    os.rename(temporary, _note(folder, crew.rank))
-    sync_folder(folder)
+    with write_file_safely(_note(folder, crew.rank)) as temporary:
+        part.slices.write(temporary, {"files": json.dumps(part.files)})
 
 
 def collect_notes(folder: Path, crew: Crew) -> Iterator[Part]:

@@ -31,13 +31,21 @@ AHEAD = 3
 class Files:
     """The tensor files of a checkpoint; one is opened, and its header held against the index, when it is first used.
 
-    The checkpoint is not removed before `hold` is released, or this object goes.
+    The checkpoint is not removed before `hold` is released, or this object goes. What is in which file stands in
+    arrays: a large run has millions of slices.
     """
 
     def __init__(self, path: Path, index: Index, hold: Hold) -> None:
         self._path, self._index, self.hold = path, index, hold
         self._open: dict[str, TensorFile] = {}
-        self._contents = _Contents(index)
+        self._numbers, self._names = {name: at for at, name in enumerate(index.files)}, tuple(index.tensors)
+        tables = [entry.slices.numbered(at, self._numbers) for at, entry in enumerate(index.tensors.values())]
+        tables = tables or [Table.of([])]
+        files = np.concatenate([table.file for table in tables])
+        order = np.argsort(files, kind="stable")
+        self._ends = np.searchsorted(files[order], np.arange(len(index.files) + 1))
+        self._tensors = np.concatenate([table.tensor for table in tables])[order]
+        self._rows = np.concatenate([np.arange(len(table)) for table in tables])[order]
 
     def __getitem__(self, name: str) -> TensorFile:
         """The file of that name.
@@ -59,26 +67,7 @@ class Files:
 
     def slices_in(self, name: str) -> Iterator[tuple[str, Slice]]:
         """What the file of that name holds, by tensor."""
-        return self._contents.of(name)
-
-
-class _Contents:
-    """What each file of a checkpoint holds, in arrays: a large run has millions of slices."""
-
-    def __init__(self, index: Index) -> None:
-        self._numbers, self._names = {name: at for at, name in enumerate(index.files)}, tuple(index.tensors)
-        self._index = index
-        tables = [entry.slices.numbered(at, self._numbers) for at, entry in enumerate(index.tensors.values())]
-        tables = tables or [Table.of([])]
-        files = np.concatenate([table.file for table in tables])
-        order = np.argsort(files, kind="stable")
-        self._ends = np.searchsorted(files[order], np.arange(len(index.files) + 1))
-        self._tensors = np.concatenate([table.tensor for table in tables])[order]
-        self._rows = np.concatenate([np.arange(len(table)) for table in tables])[order]
-
-    def of(self, file: str) -> Iterator[tuple[str, Slice]]:
-        """Tensor by tensor, the slice of it."""
-        place = slice(*self._ends[self._numbers[file]:][:2])
+        place = slice(*self._ends[self._numbers[name]:][:2])
         for at, row in zip(self._tensors[place], self._rows[place]):
             yield self._names[at], self._index.tensors[self._names[at]].slices[int(row)]
 
@@ -86,21 +75,25 @@ class _Contents:
 class OnDemand(Mapping[str, np.ndarray]):
     """Arrays by name; one is read, or made, when it is asked for."""
 
-    @abstractmethod
+    def __init__(self, shapes: Mapping[str, Shape]) -> None:
+        self._shapes = shapes
+
     def shapes(self) -> Mapping[str, Shape]:
         """Of the arrays by name; nothing is read."""
+        return self._shapes
 
+    @abstractmethod
     def fetch(self, name: str) -> None:
         """Have at hand for a while what an array is made of, where that can be done before."""
 
     def __contains__(self, name: object) -> bool:
-        return name in self.shapes()  # Mapping's own would read the array
+        return name in self._shapes  # Mapping's own would read the array
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.shapes())
+        return iter(self._shapes)
 
     def __len__(self) -> int:
-        return len(self.shapes())
+        return len(self._shapes)
 
 
 class Blocks(OnDemand):
@@ -114,23 +107,20 @@ class Blocks(OnDemand):
     def block(self, name: str, block: Block) -> np.ndarray:
         """A block of a tensor."""
 
+    @abstractmethod
     def fetch(self, name: str, block: Optional[Block] = None) -> None:
         """As OnDemand, for a block; default the whole tensor."""
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return self.block(name, whole(self.shapes()[name]))
+        return self.block(name, whole(self._shapes[name]))
 
 
 class Tensors(Blocks):
     """Of a checkpoint. Arrays are read-only, and views of a file where they lie in one."""
 
     def __init__(self, entries: Mapping[str, TensorEntry], files: Files) -> None:
+        super().__init__({name: entry.shape for name, entry in entries.items()})
         self._entries, self._files = entries, files
-        self._shapes = {name: entry.shape for name, entry in entries.items()}
-
-    def shapes(self) -> Mapping[str, Shape]:
-        """As OnDemand."""
-        return self._shapes
 
     def dtypes(self) -> dict[str, str]:
         """As Blocks."""
@@ -185,21 +175,13 @@ class Float32Blocks(Blocks):
         read: Callable[[str, Block], np.ndarray],
         fetch: Callable[[str, Optional[Block]], None] = lambda name, block: None,
     ) -> None:
-        self._shapes, self._read, self._fetch = shapes, read, fetch
+        super().__init__(shapes)
+        self._read, self._fetch = read, fetch
 
     @classmethod
     def of_whole(cls, shapes: Mapping[str, Shape], read: Callable[[str], np.ndarray]) -> Float32Blocks:
         """Of tensors that are read whole, one in memory at a time."""
-
-        def block_of(name: str, block: Block) -> np.ndarray:
-            array = read(name)
-            return array if array.shape == block.shape else array[block.place]
-
-        return cls(shapes, block_of)
-
-    def shapes(self) -> Mapping[str, Shape]:
-        """As OnDemand."""
-        return self._shapes
+        return cls(shapes, lambda name, block: read(name)[block.place])
 
     def dtypes(self) -> Mapping[str, str]:
         """As Blocks."""
@@ -238,7 +220,7 @@ class HeldTensors(OnDemand):
         refuse_misfits(where, wanted, tensors.shapes(), dtypes)
         blocks = {name: held_block(placement, mesh, rank) for name, placement in placements.items()}
         self._tensors, self._blocks = tensors, {name: block for name, block in blocks.items() if block is not None}
-        self._shapes = {name: block.shape for name, block in self._blocks.items()}
+        super().__init__({name: block.shape for name, block in self._blocks.items()})
 
     def __getitem__(self, name: str) -> np.ndarray:
         """The block, read-only."""
@@ -247,10 +229,6 @@ class HeldTensors(OnDemand):
     def fetch(self, name: str) -> None:
         """As OnDemand."""
         self._tensors.fetch(name, self._blocks[name])
-
-    def shapes(self) -> Mapping[str, Shape]:
-        """As OnDemand."""
-        return self._shapes
 
 
 def shapes_of(arrays: Mapping[str, np.ndarray]) -> Mapping[str, Shape]:
