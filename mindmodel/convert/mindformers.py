@@ -35,12 +35,16 @@ def to_mindformers(
 
 
 def from_mindformers(folder: Path, run: Path, model: Optional[Path] = None) -> Written:
-    """Make a run of the weights that MindFormers has saved, with any layout; errors are those of `import_run`.
+    """Make a run of the weights that MindFormers has saved, with any layout.
 
     Args:
         folder: of its checkpoints, or one `iteration_N` in it.
         run: a new or empty folder.
-        model: Hugging Face folder with config.json and tokenizer; default `folder`, which must hold them then.
+        model: Hugging Face folder with config.json and tokenizer; default `folder`.
+
+    Raises:
+        CheckpointError: as import_run.
+        ConversionError: as import_run; or if there is no config.json.
     """
     iteration, model = find_iteration(folder), model or folder
     if not (model / CONFIG).is_file():
