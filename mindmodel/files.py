@@ -27,8 +27,9 @@ def _place_named(path: Path) -> Iterator[None]:
         raise
 
 
-def write_text_safely(path: Path, text: str) -> None:
-    """Write a UTF-8 text that is never seen half-written: a temporary file beside it, fsync, rename.
+@contextmanager
+def write_file_safely(path: Path) -> Iterator[Path]:
+    """Fill and sync the file that is given; when the block ends well it becomes `path`, which is never half-written.
 
     Raises:
         OSError: as the system reports it; the file of that name is then as it was.
@@ -37,14 +38,19 @@ def write_text_safely(path: Path, text: str) -> None:
     temporary = temporary_of(path, str(os.getpid()))
     try:
         with _place_named(path):
-            with open(temporary, "w", encoding="utf-8", newline="") as file:
-                file.write(text)
-                sync_file(file)
+            yield temporary
             os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def write_text_safely(path: Path, text: str) -> None:
+    """Write a UTF-8 text, as write_file_safely."""
+    with write_file_safely(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        file.write(text)
+        sync_file(file)
 
 
 def copy_file(source: Path, target: Path) -> None:

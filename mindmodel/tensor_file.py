@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import mmap
+import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Iterator, Mapping, NoReturn, Optional, Union
+from typing import Any, Callable, Iterator, Mapping, NoReturn, Optional, TypeVar, Union
 
 import ml_dtypes
 import numpy as np
@@ -39,6 +41,7 @@ HEADER_MAX_BYTES = 100_000_000
 CHUNK_BYTES = 4 * 2**20
 METADATA = "__metadata__"
 MAX_DIMS, MAX_ELEMENTS = 32, 2**60
+SHORTER = "it became shorter while it was read"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +59,7 @@ class LazyTensor:
 
 
 Tensor = Union[np.ndarray, LazyTensor]
+AnyTensor = TypeVar("AnyTensor", bound=Tensor)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +100,19 @@ def write_tensors(
                 digests[name].result()  # its numbers go before the next come
         sync_file(file)
         return Written(num_bytes=num_bytes, sha256={name: digest.result() for name, digest in digests.items()})
+
+
+def batches(tensors: Mapping[str, AnyTensor], max_bytes: int) -> Iterator[dict[str, AnyTensor]]:
+    """Consecutive tensors of at most that size together; a larger one is alone."""
+    batch, room = dict[str, AnyTensor](), max_bytes
+    for name, tensor in tensors.items():
+        if batch and tensor.nbytes > room:
+            yield batch
+            batch, room = {}, max_bytes
+        batch[name] = tensor
+        room -= tensor.nbytes
+    if batch:
+        yield batch
 
 
 def _sha256(part: Union[bytes, memoryview]) -> str:
@@ -165,29 +182,41 @@ class TensorFile:
         first, last = self._data + start, self._data + end
         return self._bytes[first:last].view(dtype).reshape(shape)
 
-    def chunks(self, name: str, rows: Optional[slice] = None) -> Iterator[memoryview]:
-        """The bytes of a tensor, or of some of its rows, piece by piece in a buffer that is used again.
+    def fetch(self, name: str, rows: Optional[slice] = None) -> None:
+        """Have the system read the bytes of a tensor, or of some of its rows; it keeps them in memory for a while.
 
-        They are read, not mapped: on a disk a map brings them in much smaller pieces.
+        On a disk a map brings them in much smaller pieces. Sent to the null device they are not copied, and one call
+        that leaves Python's lock does for all.
         """
-        dtype, shape, start, end = self._entries[name]
+        _, shape, start, end = self._entries[name]
         if rows is not None and shape:
             row_bytes = (end - start) // max(1, shape[0])
             start, end = start + rows.start * row_bytes, start + rows.stop * row_bytes
-        buffer, left = memoryview(bytearray(min(CHUNK_BYTES, end - start))), end - start
+        start, end = self._data + start, self._data + end
+        with open(self.path, "rb") as file, open(os.devnull, "wb") as null:
+            while start < end:
+                try:
+                    count = os.sendfile(null.fileno(), file.fileno(), start, end - start)
+                except OSError as error:
+                    if error.errno != errno.EINVAL:
+                        raise
+                    return  # this file system cannot: then the map reads
+                if not count:
+                    self._refuse(SHORTER)
+                start += count
+
+    def sha256(self, name: str) -> str:
+        """Checksum of a tensor's numbers; they are read, not mapped, as for fetch."""
+        _, _, start, end = self._entries[name]
+        digest, left = hashlib.sha256(), end - start
+        buffer = memoryview(bytearray(min(CHUNK_BYTES, left)))
         with open(self.path, "rb", buffering=0) as file:
             file.seek(self._data + start)
             while left:
                 if not (count := file.readinto(buffer[: min(left, len(buffer))])):
-                    self._refuse("it became shorter while it was read")
+                    self._refuse(SHORTER)
                 left -= count
-                yield buffer[:count]
-
-    def sha256(self, name: str) -> str:
-        """Checksum of a tensor's numbers, read now."""
-        digest = hashlib.sha256()
-        for chunk in self.chunks(name):
-            digest.update(chunk)
+                digest.update(buffer[:count])
         return digest.hexdigest()
 
     def lazy(self, name: str) -> LazyTensor:

@@ -11,7 +11,7 @@ from typing import Callable
 
 import numpy as np
 
-from mindmodel.checkpoint.blocks import Block, fault_of, whole
+from mindmodel.checkpoint.blocks import Block, whole
 from mindmodel.checkpoint.part import Crew
 from mindmodel.checkpoint.save import save_checkpoint
 from mindmodel.checkpoint.shares import Placement, held_block
@@ -78,12 +78,6 @@ def random_blocks(draw: random.Random, shape) -> list[Block]:
     return blocks
 
 
-def fault_of_blocks(blocks, shape) -> str:
-    """As fault_of, of blocks one by one."""
-    columns = ([block.offset for block in blocks], [block.shape for block in blocks])
-    return fault_of(*(np.array(column, int).reshape(len(blocks), len(shape)) for column in columns), shape)
-
-
 def held(arrays, placements, mesh: Mesh) -> Callable[[int], dict[str, np.ndarray]]:
     """What each rank holds of whole tensors."""
 
@@ -92,6 +86,12 @@ def held(arrays, placements, mesh: Mesh) -> Callable[[int], dict[str, np.ndarray
         return {name: arrays[name][block.place] for name, block in blocks.items() if block is not None}
 
     return of_rank
+
+
+def save_alone(folder: Path, step: int, weights, **changes) -> Path:
+    """Save from one rank that holds all."""
+    what = {**FACTS, "step": step, "weights": weights, "optimizer": {}, "layout": {}}
+    return save_checkpoint(folder, **{**what, **changes})
 
 
 def save_by_all(folder: Path, step: int, holding: Callable[[int], dict], placements, mesh: Mesh, **crew) -> Path:

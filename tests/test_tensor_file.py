@@ -1,8 +1,10 @@
 """safetensors files: ours are read by the reference library, its files by us, and damage is never read as numbers."""
 
+import errno
 import hashlib
 import json
 import os
+from contextlib import nullcontext
 
 import ml_dtypes
 import numpy as np
@@ -158,20 +160,52 @@ def test_a_header_longer_than_the_file_is_refused_unread(tmp_path):
         TensorFile(tmp_path / "x")
 
 
-def test_the_bytes_of_a_tensor_or_of_some_rows_come_in_pieces(tmp_path, monkeypatch):
+ROWS = np.arange(24, dtype=np.int16).reshape(6, 4)
+
+
+@pytest.fixture
+def three(tmp_path):
+    tensors = {"before": np.ones(3, np.int16), "w": ROWS, "empty": np.zeros((0, 4), np.int16), "scalar": np.int16(7)}
+    write_tensors(tmp_path / "a", {name: np.asarray(array) for name, array in tensors.items()})
+    return TensorFile(tmp_path / "a")
+
+
+def test_a_checksum_is_that_of_all_pieces_that_are_read(three, monkeypatch):
     monkeypatch.setattr(tensor_file, "CHUNK_BYTES", 10)
-    array = np.arange(24, dtype=np.int16).reshape(6, 4)
-    write_tensors(tmp_path / "a", {"before": np.ones(3, np.int16), "w": array, "empty": np.zeros((0, 4), np.int16)})
-    file = TensorFile(tmp_path / "a")
-    assert b"".join(map(bytes, file.chunks("w"))) == array.tobytes()
-    assert b"".join(map(bytes, file.chunks("w", slice(2, 5)))) == array[2:5].tobytes()
-    assert list(file.chunks("empty")) == list(file.chunks("empty", slice(0, 0))) == []
-    assert file.sha256("w") == hashlib.sha256(array.tobytes()).hexdigest()
+    assert three.sha256("w") == hashlib.sha256(ROWS.tobytes()).hexdigest()
+    assert three.sha256("empty") == hashlib.sha256().hexdigest()
 
 
-def test_a_file_that_becomes_shorter_is_named(tmp_path):
+@pytest.mark.parametrize(
+    "name, rows, expected",
+    [
+        ("w", None, ROWS),
+        ("w", slice(2, 5), ROWS[2:5]),
+        ("empty", None, ROWS[:0]),
+        ("empty", slice(0, 0), ROWS[:0]),
+        ("scalar", None, np.int16(7)),
+    ],
+)
+def test_the_bytes_of_a_tensor_or_of_some_rows_are_fetched(three, tmp_path, monkeypatch, name, rows, expected):
+    monkeypatch.setattr(os, "devnull", str(tmp_path / "sent"))
+    three.fetch(name, rows)
+    assert (tmp_path / "sent").read_bytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("number, told", [(errno.EINVAL, None), (errno.EIO, "Input/output error")])
+def test_a_disk_that_fails_is_told_and_a_system_that_cannot_fetch_is_not(three, monkeypatch, number, told):
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "sendfile", fail)
+    with pytest.raises(OSError, match=told) if told else nullcontext():
+        three.fetch("w")
+
+
+@pytest.mark.parametrize("read", [TensorFile.sha256, TensorFile.fetch])
+def test_a_file_that_becomes_shorter_is_named(tmp_path, read):
     write_tensors(tmp_path / "a", {"w": np.zeros(9)})
     file = TensorFile(tmp_path / "a")
     os.truncate(tmp_path / "a", 80)
     with pytest.raises(CheckpointError, match="no whole safetensors file: it became shorter while it was read"):
-        file.sha256("w")
+        read(file, "w")

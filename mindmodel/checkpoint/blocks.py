@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any, Optional, Sequence
 
 import numpy as np
 
@@ -39,6 +39,13 @@ def common(one: Block, other: Block) -> Optional[Block]:
     starts = tuple(max(start, begin) for start, _, begin, _ in dims)
     sizes = tuple(min(start + size, begin + length) - max(start, begin) for start, size, begin, length in dims)
     return Block(offset=starts, shape=sizes) if all(size > 0 for size in sizes) else None
+
+
+def fault_of_blocks(blocks: Sequence[Block], whole_shape: Shape) -> str:
+    """As fault_of, of a few that are written out."""
+    columns = ([block.offset for block in blocks], [block.shape for block in blocks])
+    offsets, shapes = (np.array(column, int).reshape(len(blocks), len(whole_shape)) for column in columns)
+    return fault_of(offsets, shapes, whole_shape)
 
 
 def fault_of(offsets: np.ndarray, shapes: np.ndarray, whole_shape: Shape) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from mindmodel.checkpoint.load import Checkpoint
 from mindmodel.errors import CheckpointError
-from mindmodel.files import sync_folder, temporary_of
+from mindmodel.files import write_file_safely
 from mindmodel.tensor_file import Written, write_tensors
 
 
@@ -21,20 +20,15 @@ def export_checkpoint(checkpoint: Checkpoint, target: Path, optimizer: bool = Fa
     Raises:
         CheckpointError: if the file is there, or cannot be written.
     """
-    target = Path(target)
     if target.exists():
         raise CheckpointError(f"{target}: is there already. Name a new file.")
     tensors = {name: checkpoint.weights().lazy(name) for name in checkpoint.weights()}
     if optimizer:
         tensors.update({name: checkpoint.optimizer().lazy(name) for name in checkpoint.optimizer()})
-    index, temporary = checkpoint.index, temporary_of(target, str(os.getpid()))
+    index = checkpoint.index
     facts = {"step": index.step, "samples": index.samples, "tokens": index.tokens}
     try:
-        written = write_tensors(temporary, tensors, {name: str(value) for name, value in facts.items()})
-        os.rename(temporary, target)
-        sync_folder(target.parent)
+        with write_file_safely(target) as temporary:
+            return write_tensors(temporary, tensors, {name: str(value) for name, value in facts.items()})
     except OSError as error:
         raise CheckpointError(f"{target}: could not be written: {error.strerror}. Choose another place.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    return written

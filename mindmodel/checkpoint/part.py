@@ -7,19 +7,18 @@ under a name that no other job has; each rank that is done leaves its note, or w
 from __future__ import annotations
 
 import json
-import os
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterable, Iterator, Mapping, Optional
+from typing import Iterator, Mapping, Optional
 
 from mindmodel.checkpoint.shares import Piece, Placement, held_block, pieces
 from mindmodel.checkpoint.slices import Table
 from mindmodel.errors import CheckpointError
-from mindmodel.files import sync_folder, write_text_safely
+from mindmodel.files import write_file_safely, write_text_safely
 from mindmodel.parallel.mesh import Mesh
-from mindmodel.tensor_file import LazyTensor, Tensor, TensorFile, write_tensors
+from mindmodel.tensor_file import LazyTensor, Tensor, TensorFile, batches, write_tensors
 
 POLL_S, PATIENCE_S = 0.01, 600.0
 MAX_FILE_BYTES = 4 * 2**30
@@ -87,21 +86,6 @@ class Part:
     slices: Table
 
 
-def files_of(group: str, mine: Iterable[tuple[Piece, int]], crew: Crew) -> dict[str, list[Piece]]:
-    """A rank's pieces of a group, each with its bytes, by the file that they go into."""
-    batches: list[list[Piece]] = []
-    room = 0
-    for piece, num_bytes in mine:
-        if not batches or num_bytes > room:
-            batches.append([])
-            room = crew.max_file_bytes
-        batches[-1].append(piece)
-        room -= num_bytes
-    rank = f"-rank{crew.rank}" if crew.count > 1 else ""
-    numbers = [f"-{number}" for number in range(len(batches))] if len(batches) > 1 else [""]
-    return {f"{group}{rank}{number}.safetensors": batch for number, batch in zip(numbers, batches)}
-
-
 @dataclass(frozen=True, kw_only=True)
 class PlannedPart:
     """What a rank is to write.
@@ -133,10 +117,17 @@ def plan_part(groups: Groups, crew: Crew) -> PlannedPart:
     files: dict[str, dict[str, tuple[Piece, Tensor]]] = {}
     for group, tensors in groups.items():
         parts = {name: _part_of(tensors[name], mine[name], placements[name], crew) for name in tensors if name in mine}
-        sized = [(mine[name], part.nbytes) for name, part in parts.items()]
-        for file, batch in files_of(group, sized, crew).items():
-            files[file] = {piece.name: (piece, parts[piece.name]) for piece in batch}
+        for file, batch in _files_of(group, parts, crew).items():
+            files[file] = {name: (mine[name], part) for name, part in batch.items()}
     return PlannedPart(crew=crew, files=files, placements=placements)
+
+
+def _files_of(group: str, parts: Mapping[str, Tensor], crew: Crew) -> dict[str, dict[str, Tensor]]:
+    """A rank's parts of a group's tensors, by the file that they go into."""
+    contents = list(batches(parts, crew.max_file_bytes))
+    rank = f"-rank{crew.rank}" if crew.count > 1 else ""
+    numbers = [f"-{number}" for number in range(len(contents))] if len(contents) > 1 else [""]
+    return {f"{group}{rank}{number}.safetensors": content for number, content in zip(numbers, contents)}
 
 
 def _part_of(tensor: Tensor, piece: Piece, placement: Placement, crew: Crew) -> Tensor:
@@ -203,10 +194,8 @@ def _await_folder(folder: Path, crew: Crew) -> None:
 
 def leave_note(folder: Path, part: Part, crew: Crew) -> None:
     """Tell the first rank what this one has written."""
-    temporary = folder / f".rank_{crew.rank}.tmp"
-    part.slices.write(temporary, {"files": json.dumps(part.files)})
-    os.rename(temporary, _note(folder, crew.rank))
-    sync_folder(folder)
+    with write_file_safely(_note(folder, crew.rank)) as temporary:
+        part.slices.write(temporary, {"files": json.dumps(part.files)})
 
 
 def collect_notes(folder: Path, crew: Crew) -> Iterator[Part]:

@@ -15,11 +15,11 @@ STEP_NAME = re.compile(r"step_(0|[1-9]\d*)")
 LEFTOVER_NAME = re.compile(r"\.step_\d+(\.\w+)?\.(tmp|old)")
 
 
-def step_numbers(folder: Path) -> list[int]:
-    """Steps that have a folder of the final name, ascending; unfinished ones have another name."""
-    if not Path(folder).is_dir():
+def list_checkpoints(folder: Path) -> list[int]:
+    """Steps of the checkpoints in a folder, ascending. Temporary folders have other names."""
+    if not folder.is_dir():
         return []
-    matches = (STEP_NAME.fullmatch(path.name) for path in Path(folder).iterdir() if path.is_dir())
+    matches = (STEP_NAME.fullmatch(path.name) for path in folder.iterdir() if path.is_dir())
     return sorted(int(match[1]) for match in matches if match)
 
 
@@ -60,7 +60,7 @@ def retain(folder: Path, step: int, keep: int, keep_every: int, losses: Mapping[
         step: that was just saved.
         losses: held-out losses by step, of which the checkpoint with the lowest is spared.
     """
-    earlier = [number for number in step_numbers(folder) if number <= step]
+    earlier = [number for number in list_checkpoints(folder) if number <= step]
     best = min((number for number in earlier if number in losses), key=losses.__getitem__, default=None)
     for number in earlier[:-keep]:
         if number != best and not (keep_every and number % keep_every == 0):

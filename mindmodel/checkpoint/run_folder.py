@@ -135,7 +135,7 @@ def open_run(path: Path) -> RunFolder:
     Raises:
         CheckpointError: if there is none; the message says what is there and what would work.
     """
-    run = RunFolder(Path(path))
+    run = RunFolder(path)
     if run.exists():
         return run
     if not run.path.is_dir():
@@ -174,7 +174,7 @@ def resolve_weights(path: Path, say: Callable[[str], None] = _warn) -> tuple[Run
 
 def is_checkpoint(path: Path) -> bool:
     """Whether a path is that of a checkpoint, even of one that is not there, rather than of a run."""
-    return (Path(path) / INDEX_NAME).is_file() or STEP_NAME.fullmatch(Path(path).name) is not None
+    return (path / INDEX_NAME).is_file() or STEP_NAME.fullmatch(path.name) is not None
 
 
 def resolve_checkpoint(path: Path, say: Callable[[str], None] = _warn, verify: bool = True) -> Checkpoint:
@@ -196,4 +196,4 @@ def resolve_checkpoint(path: Path, say: Callable[[str], None] = _warn, verify: b
 
 
 def _run_of(checkpoint: Path) -> Path:
-    return Path(checkpoint).resolve().parent.parent
+    return checkpoint.resolve().parent.parent

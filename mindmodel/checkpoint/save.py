@@ -81,7 +81,7 @@ def checkpoint_writer(
     planned = plan_part({WEIGHTS: weights, OPTIMIZER: optimizer}, crew)
     if memory is not None:
         planned = memory.copy(planned)
-    path = Path(folder) / f"step_{step}"
+    path = folder / f"step_{step}"
     place = path.absolute()  # the working folder is another while MindSpore compiles beside the writer
 
     def index_of(parts: list[Part]) -> Index:

@@ -97,11 +97,11 @@ def _pieces_of_group(
     for place in _places([name for name in AXES if name in cut], mesh, mine):
         indices = [_index(axis, place, mesh) for axis in axes]
         holders = [mesh.rank(**fixed, **place, **other) for other in _places(free, mesh, None)]
-        for holder, name, first, rows in shares:
+        for holder, name, first, shape in shares:
             if rank in (None, holders[holder]):
-                offset, shape = tuple(map(operator.mul, indices, shapes[name])), shapes[name]
-                if rows is not None:
-                    offset, shape = (offset[0] + first, *offset[1:]), (rows, *shape[1:])
+                offset = tuple(map(operator.mul, indices, shapes[name]))
+                if first:
+                    offset = (offset[0] + first, *offset[1:])
                 yield Piece(name=name, rank=holders[holder], offset=offset, shape=shape)
 
 
@@ -119,13 +119,8 @@ def _index(axis: Axis, place: Mapping[str, int], mesh: Mesh) -> int:
     return index
 
 
-def _shared_out(
-    blocks: Sequence[tuple[str, Shape, int]], count: int
-) -> Iterator[tuple[int, str, int, Optional[int]]]:
-    """Blocks of (name, shape, itemsize), end to end, shared out evenly.
-
-    Gives holder, name, first row and number of rows; None where the block stays whole.
-    """
+def _shared_out(blocks: Sequence[tuple[str, Shape, int]], count: int) -> Iterator[tuple[int, str, int, Shape]]:
+    """Blocks of (name, shape, itemsize), end to end, shared out evenly: holder, name, first row and shape of a part."""
     total = sum(math.prod(shape) * itemsize for _, shape, itemsize in blocks)
     reached, holder = 0, 0
     for name, shape, itemsize in blocks:
@@ -134,11 +129,16 @@ def _shared_out(
         while (limit := total * (holder + 1) // count) < end and holder < count - 1:
             cut = max(first, _nearest_cut(limit - reached, rows, row_bytes))
             if cut > first:
-                yield holder, name, first, cut - first if cut - first < rows else None
+                yield holder, name, first, _of_rows(cut - first, shape)
             first, holder = cut, holder + 1
         if first < rows or not rows:
-            yield holder, name, first, rows - first if first else None
+            yield holder, name, first, _of_rows(rows - first, shape)
         reached = end
+
+
+def _of_rows(rows: int, shape: Shape) -> Shape:
+    """The shape of some rows of a block; a scalar is one row."""
+    return (rows, *shape[1:]) if shape else ()
 
 
 def _nearest_cut(position: int, rows: int, row_bytes: int) -> int:

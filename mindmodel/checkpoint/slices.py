@@ -179,7 +179,5 @@ class Slices(Sequence[Slice]):
 
     def same_numbers(self, other: Slices) -> bool:
         """Whether the blocks and their checksums are the same; the files may differ."""
-        return all(np.array_equal(getattr(self.table, name), getattr(other.table, name)) for name in NUMBERS_SAID_BY)
-
-
-NUMBERS_SAID_BY = ("offset", "shape", "sha256")
+        columns = ("offset", "shape", "sha256")
+        return all(np.array_equal(getattr(self.table, name), getattr(other.table, name)) for name in columns)

@@ -20,7 +20,8 @@ from typing import Sequence
 from mindmodel.checkpoint.compare import checkpoint_differences
 from mindmodel.checkpoint.export import export_checkpoint
 from mindmodel.checkpoint.index import TensorEntry
-from mindmodel.checkpoint.load import Checkpoint, damage_of, list_checkpoints
+from mindmodel.checkpoint.load import Checkpoint, damage_of
+from mindmodel.checkpoint.retention import list_checkpoints
 from mindmodel.checkpoint.run_folder import is_checkpoint, open_run, resolve_checkpoint
 from mindmodel.cli.arguments import add_subcommands
 from mindmodel.errors import CheckpointError

@@ -24,7 +24,7 @@ from mindmodel.cli.arguments import add_recipe_arguments, at_least
 from mindmodel.errors import TrainingError
 from mindmodel.parallel.launch import Launch, parse_device_ids, plan_launch
 from mindmodel.parallel.nodes import nodes_of
-from mindmodel.preflight import check
+from mindmodel.preflight.check import check
 from mindmodel.recipe.load import load_with_changes
 from mindmodel.recipe.schema import Recipe
 from mindmodel.supervise.workers import INTERRUPTED, Outcome, run_launch

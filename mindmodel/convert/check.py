@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from mindmodel.checkpoint.compare import apart
 from mindmodel.convert.export import Export, open_export
-from mindmodel.convert.folder import CONFIG, read_config, read_tensors
-from mindmodel.models.family import architecture_differences, family_of
+from mindmodel.convert.folder import CONFIG, read_model, read_tensors
+from mindmodel.models.family import architecture_differences
 from mindmodel.models.weight_rules import WEIGHT_DTYPES, names_without_use
 from mindmodel.tensor_file import LazyTensor
 
@@ -26,8 +27,7 @@ def differences(path: Path, folder: Path) -> list[str]:
     Raises:
         CheckpointError, ConversionError: if one of the two cannot be read.
     """
-    folder = Path(folder)
-    export = open_export(Path(path))
+    export = open_export(path)
     found = _config_differences(export, folder)
     theirs = read_tensors(folder)
     found += [f"{name}: not in {folder}" for name in export.tensors if name not in theirs]
@@ -40,11 +40,9 @@ def differences(path: Path, folder: Path) -> list[str]:
 
 
 def _config_differences(export: Export, folder: Path) -> list[str]:
-    where = folder / CONFIG
-    config = read_config(folder)
-    other = family_of(config, where).read_config(config, where)
-    found = architecture_differences(export.model, other)
-    return [f"{where}: {name} is {given}, the run's {ours}" for name, ours, given in found]
+    _, _, theirs = read_model(folder)
+    found = architecture_differences(export.model, theirs)
+    return [f"{folder / CONFIG}: {name} is {given}, the run's {ours}" for name, ours, given in found]
 
 
 def _tensor_differences(name: str, ours: LazyTensor, theirs: LazyTensor) -> list[str]:
@@ -54,8 +52,5 @@ def _tensor_differences(name: str, ours: LazyTensor, theirs: LazyTensor) -> list
         return [f"{name}: shape {list(theirs.shape)}, the run's {list(ours.shape)}"]
     with np.errstate(over="ignore"):
         expected = ours.read().astype(theirs.dtype)
-    given = theirs.read()
-    if expected.tobytes() == given.tobytes():
-        return []
-    distance = np.abs(expected.astype(np.float64) - given.astype(np.float64))
-    return [f"{name}: {np.count_nonzero(distance)} of {distance.size} numbers differ, by up to {distance.max():.3g}"]
+    count, distance = apart(expected, theirs.read())
+    return [f"{name}: {count} of {expected.size} numbers differ, by up to {distance:.3g}"] if count else []

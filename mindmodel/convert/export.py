@@ -8,10 +8,11 @@ from typing import Any, Callable, Optional
 
 from mindmodel.checkpoint.load import Checkpoint
 from mindmodel.checkpoint.run_folder import RunFolder, resolve_weights
-from mindmodel.convert.folder import CONFIG, GENERATION_CONFIG
-from mindmodel.data.tokenizer import TOKENIZER_CONFIG, Tokenizer
+from mindmodel.convert.folder import CONFIG, GENERATION_CONFIG, write_json
+from mindmodel.convert.written import Written, cast, check_free, copy_files, written
+from mindmodel.data.tokenizer import TOKENIZER_CONFIG, TOKENIZER_FILES, Tokenizer
 from mindmodel.errors import ConversionError
-from mindmodel.files import read_json
+from mindmodel.files import read_json, write_folder_safely
 from mindmodel.models.family import Family, find_family, parameter_shapes
 from mindmodel.models.weight_rules import Rule, to_theirs
 from mindmodel.recipe.load import load_run_recipe
@@ -19,6 +20,14 @@ from mindmodel.recipe.schema import ModelSection, Recipe
 from mindmodel.tensor_file import LazyTensor
 
 VOCABULARY_WEIGHTS = ("embedding.weight", "head.weight")
+
+RulesOf = Callable[[Family], tuple[Rule, ...]]
+"""Which of a family's rules name the tensors of a folder."""
+
+
+def hf_rules(family: Family) -> tuple[Rule, ...]:
+    """Those of Hugging Face's names."""
+    return family.rules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,13 +76,41 @@ class Export:
         return {"bos_token_id": ids[0] if len(ids) == 1 else None, "eos_token_id": tokenizer.eod_id}
 
 
-def open_export(
-    path: Path, rules_of: Callable[[Family], tuple[Rule, ...]] = lambda family: family.rules
-) -> Export:
-    """A run, its newest whole checkpoint or the `step_N` folder that is asked for, in Hugging Face's terms.
+def export_run(
+    path: Path,
+    out: Path,
+    dtype: Optional[str],
+    rules_of: RulesOf,
+    write: Callable[[Path, Export, dict[str, LazyTensor]], list[str]],
+) -> Written:
+    """Write a run's weights as a new folder, with config.json, generation_config.json and tokenizer beside them.
 
     Args:
-        rules_of: which of a family's rules name the tensors, where these are not to be Hugging Face's.
+        path: a run (its newest whole checkpoint) or one of its `step_N` folders.
+        out: a new or empty folder.
+        dtype: float32, bfloat16 or float16; None: as stored.
+        write: writes the tensors into a folder; gives the names of the files.
+
+    Raises:
+        CheckpointError: if there is no whole checkpoint.
+        ConversionError: if the weights are not those of the run's model or do not fit the dtype, or `out` is taken.
+    """
+    check_free(out)
+    export = open_export(path, rules_of)
+    tensors = {name: cast(name, tensor, dtype or tensor.dtype.name) for name, tensor in export.tensors.items()}
+    config = export.config(next(iter(tensors.values())).dtype.name)
+    with write_folder_safely(out) as folder:
+        files = write(folder, export, tensors)
+        for name, content in ((CONFIG, config), (GENERATION_CONFIG, export.generation_config())):
+            if content is not None:
+                write_json(folder / name, content)
+                files.append(name)
+        files += copy_files(export.run.tokenizer, folder, TOKENIZER_FILES)
+    return written(out, files, tensors)
+
+
+def open_export(path: Path, rules_of: RulesOf = hf_rules) -> Export:
+    """A run, its newest whole checkpoint or the `step_N` folder that is asked for, in another library's terms.
 
     Raises:
         CheckpointError: if there is no whole checkpoint.

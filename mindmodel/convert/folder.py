@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Iterator, Mapping
+from typing import Any, Mapping
 
 from mindmodel.errors import ConversionError
 from mindmodel.files import file_inside, read_json, write_text_safely
-from mindmodel.tensor_file import LazyTensor, TensorFile, write_tensors
+from mindmodel.models.family import Family, family_of
+from mindmodel.recipe.schema import ModelSection
+from mindmodel.tensor_file import LazyTensor, TensorFile, batches, write_tensors
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
@@ -28,6 +30,17 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not (folder / CONFIG).is_file():
         raise ConversionError(f"{folder}: holds no {CONFIG}, so it is no Hugging Face folder.")
     return read_json(folder / CONFIG, ConversionError)
+
+
+def read_model(folder: Path) -> tuple[dict[str, Any], Family, ModelSection]:
+    """The config.json of a Hugging Face folder, the family that it is of, and the model that it describes.
+
+    Raises:
+        ConversionError: as read_config; or if the model is none that the decoder computes.
+    """
+    config, where = read_config(folder), folder / CONFIG
+    family = family_of(config, where)
+    return config, family, family.read_config(config, where)
 
 
 def read_tensors(folder: Path) -> dict[str, LazyTensor]:
@@ -76,7 +89,7 @@ def write_shards(folder: Path, tensors: Mapping[str, LazyTensor], max_bytes: int
 
     Source: file names and index as `transformers.PreTrainedModel.save_pretrained` writes them.
     """
-    groups = list(consecutive(tensors, max_bytes))
+    groups = list(batches(tensors, max_bytes))
     if len(groups) == 1:
         write_tensors(folder / SINGLE, tensors, {"format": "pt"})
         return [SINGLE]
@@ -91,17 +104,6 @@ def write_shards(folder: Path, tensors: Mapping[str, LazyTensor], max_bytes: int
         },
     )
     return [*names, SHARD_INDEX]
-
-
-def consecutive(tensors: Mapping[str, LazyTensor], max_bytes: int) -> Iterator[dict[str, LazyTensor]]:
-    """Consecutive tensors of at most that size together; a larger tensor is alone."""
-    shard: dict[str, LazyTensor] = {}
-    for name, tensor in tensors.items():
-        if shard and sum(other.nbytes for other in shard.values()) + tensor.nbytes > max_bytes:
-            yield shard
-            shard = {}
-        shard[name] = tensor
-    yield shard
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

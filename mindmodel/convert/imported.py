@@ -9,19 +9,21 @@ from typing import Any, Callable, Mapping
 from mindmodel import __version__
 from mindmodel.checkpoint.run_folder import RunFolder
 from mindmodel.checkpoint.save import save_checkpoint
-from mindmodel.convert.folder import CONFIG, GENERATION_CONFIG, read_config
+from mindmodel.convert.export import RulesOf
+from mindmodel.convert.folder import CONFIG, GENERATION_CONFIG, read_model
 from mindmodel.convert.written import Written, check_free, copy_files, written
 from mindmodel.data.tokenizer import TOKENIZER_FILES
 from mindmodel.errors import ConversionError
 from mindmodel.files import write_folder_safely, write_text_safely
-from mindmodel.models.family import Family, family_of, parameter_shapes
-from mindmodel.models.weight_rules import Rule, to_ours
+from mindmodel.models.family import parameter_shapes
+from mindmodel.models.weight_rules import to_ours
 from mindmodel.recipe.dump import recipe_to_dict, recipe_to_yaml
 from mindmodel.recipe.rules import faults_of
 from mindmodel.recipe.schema import (
     CheckpointSection,
     DataSection,
     LogSection,
+    ModelSection,
     OptimSection,
     ParallelSection,
     Recipe,
@@ -36,11 +38,11 @@ IMPORTED_SEQ_LEN_MAX = 1024
 def import_run(
     run: Path,
     model: Path,
-    rules_of: Callable[[Family], tuple[Rule, ...]],
+    rules_of: RulesOf,
     weights: Path,
     read: Callable[[], Mapping[str, LazyTensor]],
 ) -> Written:
-    """Make a run of weights and of the Hugging Face files that describe their model.
+    """Make a run of weights as they are and of the Hugging Face files that describe their model.
 
     Args:
         run: a new or empty folder.
@@ -51,20 +53,19 @@ def import_run(
 
     Raises:
         CheckpointError: if `run` cannot be written.
-        ConversionError: if the weights are not the model's, the model is beyond what the decoder can do, or `run` is
-            taken.
+        ConversionError: if a folder is incomplete or damaged, the weights are not the model's, the model is beyond what
+            the decoder can do, or `run` is taken.
     """
     check_free(run)
-    config = read_config(model)
-    family = family_of(config, model / CONFIG)
-    recipe = _recipe(config, family, model / CONFIG, run)
+    config, family, section = read_model(model)
+    recipe = _recipe(config, section, model / CONFIG, run)
     ours = to_ours(rules_of(family), recipe.model, parameter_shapes(recipe.model), read(), weights)
     with write_folder_safely(run) as temporary:
         files = _fill_run(RunFolder(temporary), recipe, ours, model)
     return written(run, files, ours)
 
 
-def _recipe(config: Mapping[str, Any], family: Family, where: Path, run: Path) -> Recipe:
+def _recipe(config: Mapping[str, Any], model: ModelSection, where: Path, run: Path) -> Recipe:
     """A recipe that names the imported model; its training keys are only there to be overridden."""
     positions = config.get("max_position_embeddings", IMPORTED_SEQ_LEN_MAX)
     if type(positions) is not int or positions < 2:
@@ -72,7 +73,7 @@ def _recipe(config: Mapping[str, Any], family: Family, where: Path, run: Path) -
     seq_len = min(positions, IMPORTED_SEQ_LEN_MAX)
     recipe = Recipe(
         name=re.sub(r"[^\w+-]", "_", run.resolve().name),
-        model=family.read_config(config, where),
+        model=model,
         data=DataSection(tokenizer=str(RunFolder(run).tokenizer), seq_len=seq_len),
         parallel=ParallelSection(),
         train=TrainSection(steps=1, tokens_per_step=seq_len),

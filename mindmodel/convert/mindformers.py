@@ -8,41 +8,30 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Optional
 
-from mindmodel.convert.export import open_export
+from mindmodel.convert.export import Export, export_run
 from mindmodel.convert.folder import CONFIG, SHARD_MAX_BYTES
-from mindmodel.convert.hf import write_model_files
 from mindmodel.convert.imported import import_run
 from mindmodel.convert.mindformers_folder import find_iteration, read_tensors, write_iteration
-from mindmodel.convert.written import Written, cast, check_free, written
+from mindmodel.convert.written import Written
 from mindmodel.errors import ConversionError
-from mindmodel.files import write_folder_safely
 from mindmodel.models.family import Family
 from mindmodel.models.weight_rules import Rule
+from mindmodel.tensor_file import LazyTensor
 
 
 def to_mindformers(
     path: Path, out: Path, dtype: Optional[str] = None, max_file_bytes: int = SHARD_MAX_BYTES
 ) -> Written:
-    """Write a run's weights as a folder that MindFormers loads, with config.json and tokenizer beside them.
+    """Write a run's weights as a folder that MindFormers loads; other arguments and errors are those of `export_run`.
 
     Args:
-        path: a run (its newest whole checkpoint) or one of its `step_N` folders.
-        out: a new or empty folder.
-        dtype: float32, bfloat16 or float16; default as stored.
         max_file_bytes: a larger model is written as several files.
-
-    Raises:
-        CheckpointError: if there is no whole checkpoint.
-        ConversionError: if the weights are not those of the run's model or do not fit the dtype, or `out` is taken.
     """
-    out = Path(out)
-    check_free(out)
-    export = open_export(Path(path), _rules)
-    tensors = {name: cast(name, tensor, dtype or tensor.dtype.name) for name, tensor in export.tensors.items()}
-    with write_folder_safely(out) as folder:
-        files = write_iteration(folder, export.step, export.recipe.sequences_per_step, tensors, max_file_bytes)
-        files += write_model_files(folder, export, next(iter(tensors.values())).dtype.name)
-    return written(out, files, tensors)
+
+    def write(folder: Path, export: Export, tensors: dict[str, LazyTensor]) -> list[str]:
+        return write_iteration(folder, export.step, export.recipe.sequences_per_step, tensors, max_file_bytes)
+
+    return export_run(path, out, dtype, _rules, write)
 
 
 def from_mindformers(folder: Path, run: Path, model: Optional[Path] = None) -> Written:
@@ -51,23 +40,19 @@ def from_mindformers(folder: Path, run: Path, model: Optional[Path] = None) -> W
     Args:
         folder: of its checkpoints, or one `iteration_N` in it.
         run: a new or empty folder.
-        model: Hugging Face folder with config.json and tokenizer; default `folder`, if it holds them.
+        model: Hugging Face folder with config.json and tokenizer; default `folder`.
 
     Raises:
-        CheckpointError: if `run` cannot be written.
-        ConversionError: if a folder is incomplete or damaged, the weights are not those of the model, or `run` is
-            taken.
+        CheckpointError: as import_run.
+        ConversionError: as import_run; or if there is no config.json.
     """
-    iteration = find_iteration(Path(folder))
-    model = Path(model or folder)
+    iteration, model = find_iteration(folder), model or folder
     if not (model / CONFIG).is_file():
         raise ConversionError(
             f"{model}: holds no {CONFIG}, and MindFormers' weights do not say what model they are. Give the Hugging "
             "Face folder that MindFormers' pretrained_model_dir names: --model DIR."
         )
-    return import_run(
-        Path(run), model, _rules, iteration, lambda: read_tensors(iteration)
-    )
+    return import_run(run, model, _rules, iteration, lambda: read_tensors(iteration))
 
 
 def _rules(family: Family) -> tuple[Rule, ...]:

@@ -16,11 +16,10 @@ from typing import Any, Mapping
 
 import numpy as np
 
-from mindmodel.checkpoint.blocks import Block, Shape, fault_of
-from mindmodel.convert.folder import consecutive
+from mindmodel.checkpoint.blocks import Block, Shape, fault_of_blocks
 from mindmodel.errors import ConversionError
 from mindmodel.files import file_inside, read_json, write_text_safely
-from mindmodel.tensor_file import LazyTensor, TensorFile, write_tensors
+from mindmodel.tensor_file import LazyTensor, TensorFile, batches, write_tensors
 
 TRACKER, METADATA, COMMON = "latest_checkpointed_iteration.txt", "metadata.json", "common.json"
 ITERATION_NAME = re.compile(r"iteration_\d{8,}")
@@ -126,10 +125,7 @@ def _joined(name: str, shape: Shape, parts: Mapping[Block, TensorFile]) -> LazyT
         held = (file.shape(name), file.dtype(name).name) if name in file.names else "missing"
         if held != (block.shape, first.dtype(name).name):
             raise ConversionError(f"{file.path}: '{name}' is {held}, by the layout in {METADATA} {block.shape}.")
-    offsets, shapes = (np.array(column, int).reshape(len(parts), len(shape)) for column in (
-        [block.offset for block in parts], [block.shape for block in parts]
-    ))
-    if fault := fault_of(offsets, shapes, shape):
+    if fault := fault_of_blocks(list(parts), shape):
         raise ConversionError(f"{first.path.parent / METADATA}: '{name}': {fault}. Copy the files of all ranks.")
 
     def read() -> np.ndarray:
@@ -155,7 +151,7 @@ def write_iteration(
     """
     iteration = folder / f"iteration_{step:08d}"
     iteration.mkdir()
-    groups = list(consecutive(tensors, max_file_bytes))
+    groups = list(batches(tensors, max_file_bytes))
     files = {f"model-{number:07d}-{len(groups):07d}.safetensors": group for number, group in enumerate(groups)}
     for name, group in files.items():
         write_tensors(iteration / name, group)

@@ -27,6 +27,12 @@ class Nodes:
     master: str = LOOPBACK
     port: Optional[int] = None
 
+    @property
+    def launcher_port(self) -> int:
+        """Where node 0's launcher listens for those of several nodes: the port after the scheduler's."""
+        assert self.port is not None
+        return self.port + 1
+
 
 def nodes_of(count: int, rank: Optional[int], master: Optional[str]) -> Nodes:
     """The nodes that `--nodes`, `--node-rank` and `--master HOST[:PORT]` name.

@@ -1,4 +1,4 @@
-"""Messages between the nodes that meet before a launch: JSON objects, a line each, of limited length.
+"""The messages between nodes that meet before a launch.
 
 What passes, node K to the left, node 0 to the right:
 
@@ -15,21 +15,13 @@ Instead of an answer there may be {"error"}, which ends it.
 from __future__ import annotations
 
 import asyncio
-import json
-from typing import Any
 
 from mindmodel.errors import LaunchError
-
-Message = dict[str, Any]
+from mindmodel.parallel.json_lines import TOO_LONG, Message, Stranger, decode, encode
 
 PROTOCOL = "mindmodel check 1"
-MAX_LINE_BYTES = 1 << 18
 FAREWELL_S = 5.0
 """How long node 0 waits until the others have read the verdict."""
-
-
-class Stranger(Exception):
-    """The other side does not keep to the protocol; the text says how."""
 
 
 class Link:
@@ -53,7 +45,7 @@ class Link:
         Raises:
             OSError: if the other side is gone.
         """
-        self.writer.write(json.dumps(message).encode() + b"\n")
+        self.writer.write(encode(message))
         await self.writer.drain()
 
     async def part_with(self, message: Message) -> None:
@@ -80,16 +72,10 @@ class Link:
         try:
             line = await self.reader.readline()
         except ValueError as error:
-            raise Stranger(f"it sent a line of more than {MAX_LINE_BYTES} bytes") from error
+            raise Stranger(TOO_LONG) from error
         if not line.endswith(b"\n"):
             raise ConnectionResetError("the connection ended")
-        try:
-            message = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise Stranger("it sent a line that is not JSON") from error
-        if not isinstance(message, dict):
-            raise Stranger("it sent a line that is no JSON object")
-        return message
+        return decode(line)
 
     async def answer(self) -> Message:
         """The next message of node 0, unless it is that this is over.

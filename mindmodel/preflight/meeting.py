@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import resource
 import socket
 import time
 from contextlib import suppress
 from typing import Awaitable, Callable
 
 from mindmodel.errors import LaunchError
+from mindmodel.parallel.json_lines import MAX_LINE_BYTES, Message, Stranger, allow_connections
 from mindmodel.parallel.nodes import Nodes
-from mindmodel.preflight.link import FAREWELL_S, MAX_LINE_BYTES, PROTOCOL, Link, Message, Stranger
+from mindmodel.preflight.link import FAREWELL_S, PROTOCOL, Link
 from mindmodel.preflight.report import Report, report_of
 
 SHOWN_NODES = 16
-OTHER_FILES = 128
 
 Judge = Callable[[dict[int, Report]], Message]
 
@@ -38,17 +37,8 @@ def hold_meeting(
     Raises:
         LaunchError: if the port cannot be had, or a node did not report in time; the others are told the same.
     """
-    _allow_connections(nodes.count)
+    allow_connections(nodes.count)
     return asyncio.run(_Meeting(nodes, greeting, judge, say).hold(timeout_s))
-
-
-def _allow_connections(count: int) -> None:
-    """A thousand nodes are more open files than a process usually may have unless it asks."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = count + OTHER_FILES
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
 
 
 class _Meeting:

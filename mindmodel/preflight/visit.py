@@ -9,8 +9,9 @@ import time
 from typing import Callable, NamedTuple
 
 from mindmodel.errors import LaunchError
+from mindmodel.parallel.json_lines import MAX_LINE_BYTES, Message, Stranger
 from mindmodel.parallel.nodes import Nodes
-from mindmodel.preflight.link import FAREWELL_S, MAX_LINE_BYTES, PROTOCOL, Link, Message, Stranger
+from mindmodel.preflight.link import FAREWELL_S, PROTOCOL, Link
 from mindmodel.preflight.report import Report
 
 RETRY_S = 0.25

@@ -45,9 +45,9 @@ class Failure:
     Attributes:
         who: `rank K`, `scheduler` or `node K`.
         text: its own error.
-        lost: whether that only says that another process is gone.
-        bad_input: whether the text is a message to the user and all there is to say.
         time_s: Unix time.
+        lost: whether the text only says that another process is gone.
+        bad_input: whether it is a message to the user and all there is to say.
         lines: the last of its log, or its stack.
         log: path of it on its host; may be empty.
     """
@@ -55,9 +55,9 @@ class Failure:
     who: str
     host: str
     text: str
-    lost: bool
-    bad_input: bool
     time_s: float
+    lost: bool = False
+    bad_input: bool = False
     lines: tuple[str, ...] = ()
     log: str = ""
 

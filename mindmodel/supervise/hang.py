@@ -39,8 +39,6 @@ class Sign:
             who=f"rank {self.rank}",
             host=host,
             text=text,
-            lost=False,
-            bad_input=False,
             time_s=time.time() - self.age_s,
             lines=lines,
             log=log,

@@ -1,12 +1,11 @@
 """One connection from the launcher of every node to that of node 0, so that each knows of the others' failures.
 
-JSON, a message a line; sizes are bounded, and what is no message ends the connection. Nothing is trusted to be a
-launcher before it has said which node it is and which recipe it runs.
+A message is an object of one kind and its value; what is none ends the connection. Nothing is trusted to be a launcher
+before it has said which node it is and which recipe it runs.
 """
 
 from __future__ import annotations
 
-import json
 import selectors
 import socket
 import time
@@ -16,12 +15,13 @@ from typing import Any, Callable, Optional
 
 from mindmodel.errors import LaunchError, MindModelError, RecipeError
 from mindmodel.parallel.heartbeat import host_name
+from mindmodel.parallel.json_lines import MAX_LINE_BYTES, Stranger, allow_connections, decode, encode
 from mindmodel.parallel.launch import Launch, resolve
 from mindmodel.recipe.dump import describe, differences, recipe_to_dict
 from mindmodel.recipe.load import recipe_from_dict
 from mindmodel.recipe.schema import Recipe
+from mindmodel.terminal import printable
 
-MAX_MESSAGE_BYTES = 1 << 18
 SILENCE_S = 60.0
 ALIVE_S = 2.0
 HELLO_S = 10.0
@@ -46,16 +46,16 @@ class Message:
 class Channel:
     """One connection: messages in and out, never waited for."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, address: str) -> None:
         connection.setblocking(False)
         self.connection: Optional[socket.socket] = connection
-        self.address = str(connection.getpeername()[0])
+        self.address = address
         self.heard_s = time.monotonic()
         self._in, self._out = b"", b""
 
     def send(self, kind: str, value: Any = None) -> None:
         """Send as much as goes out now; the rest follows when the channel is looked at again."""
-        self._out += json.dumps([kind, value], ensure_ascii=False).encode(errors="replace") + b"\n"
+        self._out += encode({kind: value})
         self.flush()
 
     def flush(self) -> None:
@@ -71,8 +71,22 @@ class Channel:
     def receive(self) -> list[tuple[str, Any]]:
         """The messages that have come; closes the channel when the other end did or sends something else."""
         self.flush()
+        messages: list[tuple[str, Any]] = []
         try:
-            while self.connection is not None and len(self._in) <= MAX_MESSAGE_BYTES:
+            self._read()
+            *lines, self._in = self._in.split(b"\n")
+            for line in lines:
+                messages += decode(line).items()
+        except Stranger:
+            self.close()
+        if len(self._in) > MAX_LINE_BYTES:
+            self.close()
+        return messages
+
+    def _read(self) -> None:
+        """What is there, up to a limit; the rest is for the next time."""
+        try:
+            while self.connection is not None and len(self._in) <= MAX_LINE_BYTES:
                 piece = self.connection.recv(1 << 16)
                 if not piece:
                     self.close()
@@ -82,11 +96,6 @@ class Channel:
             pass
         except OSError:
             self.close()
-        *lines, self._in = self._in.split(b"\n")
-        messages = [_message(line) for line in lines if len(line) <= MAX_MESSAGE_BYTES]
-        if len(self._in) > MAX_MESSAGE_BYTES or len(messages) < len(lines) or None in messages:
-            self.close()
-        return [message for message in messages if message is not None]
 
     def silent(self) -> bool:
         """Whether nothing has come for so long that the other end must be gone."""
@@ -99,25 +108,16 @@ class Channel:
             self.connection = None
 
 
-def _message(line: bytes) -> Optional[tuple[str, Any]]:
-    try:
-        content = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    if isinstance(content, list) and len(content) == 2 and isinstance(content[0], str):
-        return content[0], content[1]
-    return None
-
-
 class Link:
     """This launcher's channels. On one node there is none, and nobody to hear."""
 
-    def __init__(self) -> None:
+    def __init__(self, launch: Launch) -> None:
+        self.launch, self.nodes = launch, launch.nodes
         self.channels: dict[int, Channel] = {}
         self.hosts: dict[int, str] = {}
         self._lost: set[int] = set()
 
-    def meet(self, launch: Launch, timeout_s: float, waiting: Waiting, prepare: Prepare) -> None:
+    def meet(self, timeout_s: float, waiting: Waiting, prepare: Prepare) -> None:
         """Return when all nodes are there and node 0 has prepared what all need."""
         prepare()
 
@@ -162,22 +162,23 @@ class Hub(Link):
     """
 
     def __init__(self, launch: Launch) -> None:
-        super().__init__()
-        family, address = resolve(launch.nodes.master)
-        port = int(launch.nodes.port or 0) + 1
+        super().__init__(launch)
+        family, address = resolve(self.nodes.master)
+        allow_connections(self.nodes.count)
         self._socket = socket.socket(family, socket.SOCK_STREAM)
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            self._socket.bind((address, port))
-            self._socket.listen(launch.nodes.count + 16)
+            self._socket.bind((address, self.nodes.launcher_port))
+            self._socket.listen(self.nodes.count + 16)
         except OSError as error:
             self._socket.close()
             raise LaunchError(
-                f"--master: the launcher cannot listen on {launch.nodes.master}:{port}, the port after the "
-                f"scheduler's: {error.strerror}. Use --master HOST:PORT with a port of which the next is free too."
+                f"--master: the launcher cannot listen on {self.nodes.master}:{self.nodes.launcher_port}, the port "
+                f"after the scheduler's: {error.strerror}. Use --master HOST:PORT with a port of which the next is "
+                "free too."
             ) from error
 
-    def meet(self, launch: Launch, timeout_s: float, waiting: Waiting, prepare: Prepare) -> None:
+    def meet(self, timeout_s: float, waiting: Waiting, prepare: Prepare) -> None:
         """Wait for all other nodes, prepare what all need, then tell them to start.
 
         Raises:
@@ -187,18 +188,19 @@ class Hub(Link):
         end, guests = time.monotonic() + timeout_s, dict[Channel, float]()
         with selectors.DefaultSelector() as selector:
             selector.register(self._socket, selectors.EVENT_READ)
-            while missing := [node for node in range(1, launch.nodes.count) if node not in self.channels]:
+            while missing := [node for node in range(1, self.nodes.count) if node not in self.channels]:
                 names = f"{'nodes' if len(missing) > 1 else 'node'} {', '.join(map(str, missing))}"
                 if time.monotonic() > end:
                     raise self._refusal(
-                        f"{names} of {launch.nodes.count} did not come within {timeout_s:.0f} s. Start the same "
-                        f"command there with --node-rank; port {launch.nodes.port} of node 0 and the next must be "
+                        f"{names} of {self.nodes.count} did not come within {timeout_s:.0f} s. Start the same "
+                        f"command there with --node-rank; port {self.nodes.port} of node 0 and the next must be "
                         "reachable."
                     )
                 waiting(f"waiting for {names}")
                 if selector.select(0.1):
-                    guests[Channel(self._socket.accept()[0])] = time.monotonic()
-                self._welcome(guests, launch)
+                    connection, address = self._socket.accept()
+                    guests[Channel(connection, str(address[0]))] = time.monotonic()
+                self._welcome(guests)
                 self._forget_those_who_left()
         self._socket.close()
         self.send("preparing")
@@ -210,13 +212,13 @@ class Hub(Link):
         self.send("start")
         self._begin()
 
-    def _welcome(self, guests: dict[Channel, float], launch: Launch) -> None:
+    def _welcome(self, guests: dict[Channel, float]) -> None:
         """Those who have said hello become nodes; those who say nothing are sent away."""
         for guest, since in list(guests.items()):
             messages = guest.receive()
             if messages and messages[0][0] == "hello":
                 del guests[guest]
-                self._admit(guest, messages[0][1], launch)
+                self._admit(guest, messages[0][1])
             elif messages or guest.connection is None or time.monotonic() - since > HELLO_S:
                 guest.close()
                 del guests[guest]
@@ -228,22 +230,22 @@ class Hub(Link):
                 channel.close()
                 del self.channels[node]
 
-    def _admit(self, guest: Channel, hello: Any, launch: Launch) -> None:
+    def _admit(self, guest: Channel, hello: Any) -> None:
         hello = hello if isinstance(hello, dict) else {}
-        node, host = hello.get("node"), str(hello.get("host"))[:64]
-        if not isinstance(node, int) or hello.get("nodes") != launch.nodes.count:
+        node, host = hello.get("node"), printable(str(hello.get("host")))[:64]
+        if type(node) is not int or hello.get("nodes") != self.nodes.count:
             raise self._refusal(
-                f"the launcher at {guest.address} has other nodes than --nodes {launch.nodes.count}. Start the same "
+                f"the launcher at {guest.address} has other nodes than --nodes {self.nodes.count}. Start the same "
                 "command on every node.", guest
             )
-        if not 0 < node < launch.nodes.count or node in self.channels:
+        if not 0 < node < self.nodes.count or node in self.channels:
             raise self._refusal(
                 f"two nodes say --node-rank {node}: {self.hosts.get(node, host_name())} and {host}. Each "
                 "needs a number of its own.", guest
             )
-        if fault := _another_recipe(launch.recipe, hello.get("recipe")):
+        if fault := _another_recipe(self.launch.recipe, hello.get("recipe")):
             raise self._refusal(
-                f"node {node} ({host}) has another recipe than node 0: {fault}. Start the same command "
+                f"node {node} ({host}) has another recipe than node 0: {printable(fault)}. Start the same command "
                 "with the same files on every node.", guest
             )
         self.channels[node], self.hosts[node] = guest, host
@@ -265,14 +267,14 @@ class Hub(Link):
 class Spoke(Link):
     """Of every other node."""
 
-    def meet(self, launch: Launch, timeout_s: float, waiting: Waiting, prepare: Prepare) -> None:
+    def meet(self, timeout_s: float, waiting: Waiting, prepare: Prepare) -> None:
         """Find node 0 and wait until it says that all are there and the run is prepared, which is not for this node.
 
         Raises:
             LaunchError: if node 0 does not answer in time, leaves, or refuses this node.
         """
-        nodes, end = launch.nodes, time.monotonic() + timeout_s
-        where = f"{nodes.master}:{int(nodes.port or 0) + 1}"
+        nodes, end = self.nodes, time.monotonic() + timeout_s
+        where = f"{nodes.master}:{nodes.launcher_port}"
         while not self.channels:
             waiting(f"waiting for node 0 at {where}")
             if time.monotonic() > end:
@@ -280,17 +282,18 @@ class Spoke(Link):
                     f"--master: node 0 did not answer at {where} within {timeout_s:.0f} s. Start the same command "
                     "there with --node-rank 0; the port must be reachable from here."
                 )
-            self._call(nodes.master, int(nodes.port or 0) + 1)
+            self._call()
         end += CONNECT_S  # node 0 knows which nodes are missing, and says so
-        hello = {"node": nodes.rank, "nodes": nodes.count, "host": host_name(), "recipe": recipe_to_dict(launch.recipe)}
-        self.send("hello", hello)
+        recipe = recipe_to_dict(self.launch.recipe)
+        self.send("hello", {"node": nodes.rank, "nodes": nodes.count, "host": host_name(), "recipe": recipe})
         self._wait_for_start(where, end, waiting)
         self._begin()
 
-    def _call(self, host: str, port: int) -> None:
-        _, address = resolve(host)
+    def _call(self) -> None:
+        _, address = resolve(self.nodes.master)
         try:
-            self.channels[0] = Channel(socket.create_connection((address, port), CONNECT_S))
+            connection = socket.create_connection((address, self.nodes.launcher_port), CONNECT_S)
+            self.channels[0] = Channel(connection, address)
         except OSError:
             time.sleep(0.2)
 
@@ -300,7 +303,7 @@ class Spoke(Link):
             waiting(what)
             for kind, value in channel.receive():
                 if kind == "refused":
-                    raise LaunchError(str(value))
+                    raise LaunchError(printable(str(value)))
                 if kind == "start":
                     return
                 if kind == "preparing":  # reading texts may take long, and all are there
@@ -327,5 +330,5 @@ def link_of(launch: Launch) -> Link:
         LaunchError: if node 0 cannot listen.
     """
     if launch.nodes.count == 1:
-        return Link()
-    return Spoke() if launch.nodes.rank else Hub(launch)
+        return Link(launch)
+    return Spoke(launch) if launch.nodes.rank else Hub(launch)

@@ -67,7 +67,9 @@ class Peers:
             elif message.kind == "hang" and message.value in list(self._launch.ranks):
                 self.hang = message.value
             elif message.kind == "signs" and isinstance(message.value, list):
-                self._signs[message.node] = time.monotonic(), list(_signs_from_json(message.value))
+                count = len(self._launch.ranks)
+                ranks = range(message.node * count, (message.node + 1) * count)
+                self._signs[message.node] = time.monotonic(), list(_signs_from_json(message.value, ranks))
 
     def _lose(self, node: int, stopping: bool) -> None:
         if self.finished or node in self._done:
@@ -139,12 +141,14 @@ class Peers:
 
 def node_failure(node: int, host: str, text: str) -> Failure:
     """Of a node as a whole."""
-    return Failure(who=f"node {node}", host=host, text=text, lost=False, bad_input=False, time_s=time.time())
+    return Failure(who=f"node {node}", host=host, text=text, time_s=time.time())
 
 
-def _signs_from_json(values: Iterable[Any]) -> Iterator[Sign]:
-    """What of it are signs of life."""
+def _signs_from_json(values: Iterable[Any], ranks: range) -> Iterator[Sign]:
+    """What of it are signs of life of a node's ranks."""
     for value in values:
         kinds: tuple[Any, ...] = (int, str, int, (int, float), bool)
         if isinstance(value, list) and len(value) == 5 and all(isinstance(*pair) for pair in zip(value, kinds)):
-            yield Sign(rank=value[0], phase=value[1], step=value[2], age_s=float(value[3]), stopped=value[4])
+            sign = Sign(rank=value[0], phase=value[1], step=value[2], age_s=float(value[3]), stopped=value[4])
+            if sign.rank in ranks:
+                yield sign

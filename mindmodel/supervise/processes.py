@@ -46,7 +46,7 @@ class Processes:
         self.exits: dict[int, Exit] = {}
         self._started: list[subprocess.Popen] = []  # kept: one that is forgotten would be waited for elsewhere
 
-    def __enter__(self) -> "Processes":
+    def __enter__(self) -> Processes:
         _inherit_orphans(True)
         self._folder = tempfile.mkdtemp(prefix="mindmodel-launch-")
         guard = [sys.executable, "-I", "-S", str(GUARD), self._folder]

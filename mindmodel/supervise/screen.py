@@ -8,6 +8,7 @@ from typing import Optional, Sequence
 
 from mindmodel.supervise.hang import Sign
 from mindmodel.terminal import Terminal, duration
+from mindmodel.ticker import SPINNER
 
 PROGRESS = re.compile(r"\d+/\d+ ")
 HIDDEN = re.compile(
@@ -16,7 +17,6 @@ HIDDEN = re.compile(
 )
 """What is shown when the run has failed or hangs, and what MindSpore's developers want to know."""
 
-SPINNER = "|/-\\"
 READ_BYTES = 1 << 20
 
 

@@ -21,7 +21,7 @@ class Interrupts:
         self.at_once = False
         self._received: set[int] = set()
 
-    def __enter__(self) -> "Interrupts":
+    def __enter__(self) -> Interrupts:
         heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
         self._before = {number: signal.signal(number, self._note) for number in heeded}
         return self

@@ -86,7 +86,7 @@ def run_launch(
 
         link = link_of(launch)
         try:
-            link.meet(launch, timeout_s, waiting, prepare)
+            link.meet(timeout_s, waiting, prepare)
             peers = Peers(launch, link)
             try:
                 logs.enter_context(own_logs(launch))  # after the preparation: what is refused there writes nothing

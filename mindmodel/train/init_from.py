@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mindmodel.checkpoint.index import INDEX_NAME
-from mindmodel.checkpoint.load import Float32Blocks
 from mindmodel.checkpoint.run_folder import RunFolder, resolve_weights
-from mindmodel.convert.folder import CONFIG, GENERATION_CONFIG, read_config, read_tensors
+from mindmodel.checkpoint.tensors import Float32Blocks
+from mindmodel.convert.folder import CONFIG, GENERATION_CONFIG, read_model, read_tensors
+from mindmodel.convert.written import copy_files
 from mindmodel.errors import CheckpointError
-from mindmodel.files import copy_file
-from mindmodel.models.family import architecture_differences, family_of, parameter_shapes
+from mindmodel.models.family import architecture_differences, parameter_shapes
 from mindmodel.models.weight_rules import to_ours
 from mindmodel.recipe.load import recipe_from_dict
 from mindmodel.recipe.schema import ModelSection, Recipe
@@ -49,10 +49,9 @@ def initial_weights(recipe: Recipe) -> Initial:
         theirs = recipe_from_dict(checkpoint.index.recipe, checkpoint.path / INDEX_NAME)
         _refuse_other_model(path, theirs.model, recipe.model)
         weights = checkpoint.weights()
-        return Initial(weights=Float32Blocks(weights.shapes(), weights.block), origin=run.huggingface)
-    config = read_config(path)
-    family = family_of(config, path / CONFIG)
-    model = family.read_config(config, path / CONFIG)
+        blocks = Float32Blocks(weights.shapes(), weights.block, weights.fetch)
+        return Initial(weights=blocks, origin=run.huggingface)
+    _, family, model = read_model(path)
     _refuse_other_model(path, model, recipe.model)
     tensors = to_ours(family.rules, model, parameter_shapes(model), read_tensors(path), path)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
@@ -64,7 +63,4 @@ def keep_origin(initial: Initial, run: RunFolder) -> None:
 
     The export of the run then restores what only that file says: unused rows of the vocabulary, the longest context.
     """
-    for name in (CONFIG, GENERATION_CONFIG):
-        if (initial.origin / name).is_file():
-            run.huggingface.mkdir(exist_ok=True)
-            copy_file(initial.origin / name, run.huggingface / name)
+    copy_files(initial.origin, run.huggingface, (CONFIG, GENERATION_CONFIG))

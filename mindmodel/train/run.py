@@ -14,7 +14,8 @@ import numpy as np
 
 from mindmodel.build_cache import source_digest
 from mindmodel.checkpoint.index import INDEX_NAME
-from mindmodel.checkpoint.load import Checkpoint, list_checkpoints, newest_checkpoint, open_checkpoint
+from mindmodel.checkpoint.load import Checkpoint, newest_checkpoint, open_checkpoint
+from mindmodel.checkpoint.retention import list_checkpoints
 from mindmodel.checkpoint.run_folder import RunFolder
 from mindmodel.data.loader import TrainBatches
 from mindmodel.data.prepare import Corpus, prepare, reopen

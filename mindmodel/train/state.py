@@ -8,17 +8,9 @@ import numpy as np
 from mindspore import Parameter, Tensor
 
 from mindmodel.checkpoint.layout import optimizer_placements, weight_placements
-from mindmodel.checkpoint.load import (
-    Blocks,
-    Checkpoint,
-    Float32Blocks,
-    HeldTensors,
-    in_turn,
-    misfit_message,
-    misfits,
-    shapes_of,
-)
-from mindmodel.errors import CheckpointError, LayoutError
+from mindmodel.checkpoint.load import Checkpoint
+from mindmodel.checkpoint.tensors import Blocks, Float32Blocks, HeldTensors, in_turn, refuse_misfits, shapes_of
+from mindmodel.errors import LayoutError
 from mindmodel.models.decoder import Decoder, initial_weight
 from mindmodel.models.family import parameter_shapes
 from mindmodel.parallel.mesh import mesh_of
@@ -48,20 +40,14 @@ def fill(parameters: Iterable[Parameter], arrays: Mapping[str, np.ndarray], wher
     """
     named = {parameter.name: parameter for parameter in parameters}
     shapes = {name: tuple(parameter.shape) for name, parameter in named.items()}
-    if found := misfits(shapes, shapes_of(arrays)):
-        raise CheckpointError(misfit_message(where, found))
+    refuse_misfits(where, shapes, shapes_of(arrays))
     for name, array in in_turn(arrays, list(named)):
-        _set(named[name], _own(array))
+        _set(named[name], np.asarray(array, np.float32))
 
 
 def _set(parameter: Parameter, array: np.ndarray) -> None:
-    """A slice stays known as one: else the next graph that is compiled would cut it again."""
+    """MindSpore copies it. A slice stays known as one: else the next graph that is compiled would cut it again."""
     parameter.set_data(Tensor(array), slice_shape=parameter.sliced)
-
-
-def _own(array: np.ndarray) -> np.ndarray:
-    """The array in float32, in memory of its own: a view of a file is copied, what was put together is not."""
-    return array if array.flags.owndata and array.dtype == np.float32 else np.array(array, dtype=np.float32)
 
 
 def fresh_weights(recipe: Recipe) -> Float32Blocks:

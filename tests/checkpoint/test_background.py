@@ -1,10 +1,12 @@
 """What is written beside the training: one thing at a time, numbers as they were, and no error goes unheard."""
 
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from crew import FACTS
 from mindmodel.checkpoint.background import BackgroundWriter, HostMemory
 from mindmodel.checkpoint.load import open_checkpoint
 from mindmodel.checkpoint.save import checkpoint_writer
@@ -53,11 +55,10 @@ def test_an_error_is_raised_without_waiting_too():
 
 def test_the_numbers_are_those_of_the_moment_of_the_call(tmp_path):
     memory, weights, arrays = HostMemory(), {"w": np.zeros(5, np.float32)}, []
-    facts = {"samples": 0, "tokens": 0, "recipe": {}, "versions": {}, "random": {}, "layout": {}}
     for step in (1, 2):
         weights["w"][...] = step
         write = checkpoint_writer(
-            tmp_path, step=step, weights=weights, optimizer={}, keep=9, keep_every=0, memory=memory, **facts
+            tmp_path, step=step, weights=weights, optimizer={}, layout={}, memory=memory, **FACTS
         )
         weights["w"][...] = 9
         arrays.append(memory._arrays["w"])
@@ -67,11 +68,10 @@ def test_the_numbers_are_those_of_the_moment_of_the_call(tmp_path):
 
 def test_a_relative_folder_is_that_of_the_call_whatever_the_working_folder_is_then(tmp_path, monkeypatch):
     """MindSpore compiles in a folder of its own, beside the writer."""
-    facts = {"samples": 0, "tokens": 0, "recipe": {}, "versions": {}, "random": {}, "layout": {}}
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path)
     weights = {"w": np.zeros(5, np.float32)}
-    write = checkpoint_writer("run", step=1, weights=weights, optimizer={}, keep=9, keep_every=0, **facts)
+    write = checkpoint_writer(Path("run"), step=1, weights=weights, optimizer={}, layout={}, **FACTS)
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert str(write()) == "run/step_1"
     assert open_checkpoint(tmp_path / "run" / "step_1").index.step == 1

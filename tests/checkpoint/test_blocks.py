@@ -5,8 +5,8 @@ import random
 import numpy as np
 import pytest
 
-from crew import fault_of_blocks, random_blocks
-from mindmodel.checkpoint.blocks import Block, common, whole
+from crew import random_blocks
+from mindmodel.checkpoint.blocks import Block, common, fault_of_blocks, whole
 
 
 def block(offset, shape):

@@ -9,10 +9,11 @@ from contextlib import suppress
 import numpy as np
 import pytest
 
-from crew import FACTS, held, save_by_all
+from crew import FACTS, held, save_alone, save_by_all
 from mindmodel.checkpoint import part
-from mindmodel.checkpoint.load import list_checkpoints, newest_checkpoint, open_checkpoint
+from mindmodel.checkpoint.load import newest_checkpoint, open_checkpoint
 from mindmodel.checkpoint.part import Crew
+from mindmodel.checkpoint.retention import list_checkpoints
 from mindmodel.checkpoint.save import save_checkpoint
 from mindmodel.checkpoint.shares import Placement
 from mindmodel.errors import CheckpointError
@@ -155,19 +156,17 @@ def test_a_folder_that_cannot_be_written_is_named(small_disk):
 
 
 def test_a_checkpoint_that_is_being_read_is_removed_later(tmp_path):
-    facts = {**FACTS, "keep": 1}
 
-    def save_alone(step):
-        weights = {"w": np.full(4, step, np.float32)}
-        return save_checkpoint(tmp_path, step=step, weights=weights, optimizer={}, layout={}, **facts)
+    def save_one(step):
+        save_alone(tmp_path, step, {"w": np.full(4, step, np.float32)}, keep=1)
 
-    save_alone(1)
+    save_one(1)
     reader = open_checkpoint(tmp_path / "step_1", verify=False)
-    save_alone(2)
+    save_one(2)
     assert list_checkpoints(tmp_path) == [1, 2]
     np.testing.assert_array_equal(reader.weights()["w"], np.ones(4))
     reader.release()
-    save_alone(3)
+    save_one(3)
     assert list_checkpoints(tmp_path) == [3]
 
 

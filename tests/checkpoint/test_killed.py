@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from command import ROOT
-from mindmodel.checkpoint.load import damage_of, list_checkpoints, newest_checkpoint
+from mindmodel.checkpoint.load import damage_of, newest_checkpoint
+from mindmodel.checkpoint.retention import list_checkpoints
 from writers import content
 
 

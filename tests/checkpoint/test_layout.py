@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 import pytest
 
 from command import ROOT
-from crew import fault_of_blocks
+from mindmodel.checkpoint.blocks import fault_of_blocks
 from mindmodel.checkpoint.layout import optimizer_placements, weight_placements
 from mindmodel.checkpoint.shares import pieces
 from mindmodel.errors import LayoutError, RecipeError

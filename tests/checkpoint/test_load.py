@@ -6,98 +6,25 @@ import hashlib
 import numpy as np
 import pytest
 
+from crew import held, save_alone, save_by_all
 from mindmodel.checkpoint import load
-from mindmodel.checkpoint.index import Index, TensorEntry
-from mindmodel.checkpoint.load import (
-    HeldTensors,
-    damage_of,
-    in_turn,
-    list_checkpoints,
-    newest_checkpoint,
-    open_checkpoint,
-)
-from mindmodel.checkpoint.save import save_checkpoint
+from mindmodel.checkpoint.index import Index
+from mindmodel.checkpoint.load import damage_of, newest_checkpoint, open_checkpoint
+from mindmodel.checkpoint.retention import list_checkpoints
 from mindmodel.checkpoint.shares import Placement
-from mindmodel.checkpoint.slices import Slice, Slices
 from mindmodel.errors import CheckpointError
 from mindmodel.parallel.mesh import Mesh
 from mindmodel.tensor_file import write_tensors
 
-WHOLE = np.arange(24, dtype=np.float32).reshape(4, 6)
-
 
 def save_step(folder, step, value=0.0):
-    return save_checkpoint(
-        folder,
-        step=step,
-        samples=0,
-        tokens=0,
-        weights={"w": np.full(5, value, np.float32)},
-        optimizer={"beta1_power": np.array(0.9)},
-        recipe={},
-        versions={},
-        random={},
-        layout={},
-        keep=99,
-        keep_every=0,
-    )
+    weights, optimizer = {"w": np.full(5, value, np.float32)}, {"beta1_power": np.array(0.9)}
+    return save_alone(folder, step, weights, optimizer=optimizer)
 
 
 def flip_last_byte(path):
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-
-
-def save_slices(folder, slices):
-    """A checkpoint whose tensor lies in four files, one for each of 2 x 2 ranks."""
-    folder.mkdir()
-    files = {}
-    for part in slices:
-        files[part.file] = write_tensors(folder / part.file, {"w": WHOLE[part.place]}).num_bytes
-    index = Index(
-        step=1,
-        samples=0,
-        tokens=0,
-        layout={"dp": 2, "tp": 2},
-        recipe={},
-        versions={},
-        random={},
-        files=files,
-        tensors={"w": TensorEntry(shape=(4, 6), dtype="float32", slices=Slices.of(*slices))},
-    )
-    index.write(folder)
-
-
-def quarter(row, column):
-    """One of the four slices."""
-    block = WHOLE[2 * row : 2 * row + 2, 3 * column : 3 * column + 3]
-    return Slice(
-        file=f"weights-{row}{column}.safetensors",
-        offset=(2 * row, 3 * column),
-        shape=block.shape,
-        sha256=hashlib.sha256(block.tobytes()).hexdigest(),
-    )
-
-
-SLICES = [quarter(row, column) for row in (0, 1) for column in (0, 1)]
-
-
-def test_a_tensor_that_lies_whole_in_a_file_is_a_read_only_view(tmp_path):
-    array = open_checkpoint(save_step(tmp_path, 1, 7)).weights()["w"]
-    np.testing.assert_array_equal(array, np.full(5, 7, np.float32), strict=True)
-    assert not array.flags.writeable and not array.flags.owndata
-
-
-def test_a_tensor_in_slices_is_put_together(tmp_path):
-    save_slices(tmp_path / "step_1", SLICES)
-    weights = open_checkpoint(tmp_path / "step_1").weights()
-    np.testing.assert_array_equal(weights["w"], WHOLE, strict=True)
-    assert not weights["w"].flags.writeable
-
-
-def test_a_lazy_tensor_reads_later(tmp_path):
-    lazy = open_checkpoint(save_step(tmp_path, 1, 7)).weights().lazy("w")
-    assert (lazy.shape, lazy.dtype) == ((5,), np.float32) and lazy.read()[0] == 7
 
 
 def test_steps_are_listed_by_number_and_nothing_else_is(tmp_path):
@@ -202,46 +129,17 @@ def test_the_checksum_in_the_index_is_that_of_the_numbers(tmp_path):
 
 
 def test_the_slice_that_was_damaged_is_named(tmp_path):
-    save_slices(tmp_path / "step_1", SLICES)
-    flip_last_byte(tmp_path / "step_1" / SLICES[2].file)
-    with pytest.raises(CheckpointError, match="step_1/weights-10.safetensors: damaged: SHA-256 .*, the index says"):
-        open_checkpoint(tmp_path / "step_1")
-
-
-def test_arrays_come_in_turn_while_the_next_is_fetched(tmp_path, monkeypatch):
-    save_slices(tmp_path / "step_1", SLICES)
-    weights, fetched = open_checkpoint(tmp_path / "step_1", verify=False).weights(), []
-    fetch = weights.fetch
-    monkeypatch.setattr(weights, "fetch", lambda name: fetched.append(name) or fetch(name))
-    ((name, array),) = in_turn(weights, ["w"])
-    assert name == "w" and fetched == ["w"]
-    np.testing.assert_array_equal(array, WHOLE)
-    assert list(in_turn({"a": 1, "b": 2}, ["b", "a"])) == [("b", 2), ("a", 1)] and list(in_turn(weights, [])) == []
-
-
-def test_what_a_rank_holds_comes_in_turn_too(tmp_path):
-    save_slices(tmp_path / "step_1", SLICES)
-    placements = {"w": Placement(shape=(4, 6), dtype="float32", axes=("tp", None), stage=0)}
-    weights = open_checkpoint(tmp_path / "step_1", verify=False).weights()
-    ((_, array),) = in_turn(HeldTensors(weights, placements, Mesh(tp=4), 1), ["w"])
-    np.testing.assert_array_equal(array, WHOLE[1:2])
-
-
-def test_a_damaged_file_is_named_when_it_is_fetched(tmp_path):
-    save_slices(tmp_path / "step_1", SLICES)
-    weights = open_checkpoint(tmp_path / "step_1", verify=False).weights()
-    (tmp_path / "step_1" / SLICES[3].file).write_bytes(b"short")
-    with pytest.raises(CheckpointError, match="weights-11.safetensors: no whole safetensors file"):
-        list(in_turn(weights, ["w"]))
+    quarters, mesh = {"w": Placement(shape=(4, 6), dtype="float32", axes=("dp", "tp"), stage=0)}, Mesh(dp=2, tp=2)
+    path = save_by_all(tmp_path, 1, held({"w": np.zeros((4, 6), np.float32)}, quarters, mesh), quarters, mesh)
+    flip_last_byte(path / "weights-rank2.safetensors")
+    with pytest.raises(CheckpointError, match="step_1/weights-rank2.safetensors: damaged: SHA-256 .*, the index says"):
+        open_checkpoint(path)
 
 
 def test_all_damage_of_a_large_file_is_named_though_many_threads_look(tmp_path, monkeypatch):
     monkeypatch.setattr(load, "BATCH_BYTES", 20)
     weights = {f"w{number}": np.full(5, number, np.float32) for number in range(6)}
-    path = save_checkpoint(
-        tmp_path, step=1, samples=0, tokens=0, weights=weights, optimizer={}, recipe={}, versions={}, random={},
-        layout={}, keep=1, keep_every=0,
-    )
+    path = save_alone(tmp_path, 1, weights)
     content = bytearray((path / "weights.safetensors").read_bytes())
     content[-1] ^= 1
     content[-41] ^= 1

@@ -3,12 +3,13 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from crew import save_alone
 from mindmodel.checkpoint.run_folder import RunFolder, open_run, resolve_weights
-from mindmodel.checkpoint.save import save_checkpoint
 from mindmodel.errors import CheckpointError
 from mindmodel.parallel.heartbeat import host_name
 
@@ -18,20 +19,7 @@ def make_run(path, steps=()):
     run.create()
     run.recipe_file.write_text("name: tiny\n")
     for step in steps:
-        save_checkpoint(
-            run.checkpoints,
-            step=step,
-            samples=0,
-            tokens=0,
-            weights={"w": np.full(2, step, np.float32)},
-            optimizer={},
-            recipe={},
-            versions={},
-            random={},
-            layout={},
-            keep=9,
-            keep_every=0,
-        )
+        save_alone(run.checkpoints, step, {"w": np.full(2, step, np.float32)})
     return run
 
 
@@ -74,6 +62,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 HOLD = """
 import sys
 from pathlib import Path
+from pathlib import Path
 from mindmodel.checkpoint.run_folder import RunFolder
 with RunFolder(Path(sys.argv[1])).lock():
     print("locked", flush=True)
@@ -107,7 +96,7 @@ def test_one_checkpoint_can_be_asked_for(tmp_path, monkeypatch):
     run, checkpoint = resolve_weights(tmp_path / "checkpoints" / "step_1")
     assert run.path == tmp_path.resolve() and checkpoint.index.step == 1
     monkeypatch.chdir(tmp_path / "checkpoints")
-    assert resolve_weights("step_2")[1].index.step == 2
+    assert resolve_weights(Path("step_2"))[1].index.step == 2
 
 
 def test_a_damaged_checkpoint_that_is_asked_for_is_not_passed_over(tmp_path):

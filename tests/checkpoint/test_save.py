@@ -8,9 +8,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from crew import save_alone
 from mindmodel.checkpoint import index, part
-from mindmodel.checkpoint.load import list_checkpoints, open_checkpoint
-from mindmodel.checkpoint.save import save_checkpoint
+from mindmodel.checkpoint.load import open_checkpoint
+from mindmodel.checkpoint.retention import list_checkpoints
 from mindmodel.errors import CheckpointError
 
 WEIGHTS = {"embedding.weight": np.arange(12, dtype=np.float32).reshape(4, 3), "norm.weight": np.ones(3, np.float32)}
@@ -21,22 +22,9 @@ OPTIMIZER = {
 }
 
 
-def save_step(folder, step, keep=9, keep_every=0, weights=WEIGHTS, optimizer=OPTIMIZER, **more):
-    return save_checkpoint(
-        folder,
-        step=step,
-        samples=8 * step,
-        tokens=512 * step,
-        weights=weights,
-        optimizer=optimizer,
-        recipe={"name": "tiny"},
-        versions={"mindmodel": "0.1.0"},
-        random={"seed": 1},
-        layout={"dp": 1, "tp": 1, "pp": 1, "cp": 1},
-        keep=keep,
-        keep_every=keep_every,
-        **more,
-    )
+def save_step(folder, step, weights=WEIGHTS, **more):
+    facts = {"samples": 8 * step, "tokens": 512 * step, "optimizer": OPTIMIZER}
+    return save_alone(folder, step, weights, **{**facts, **more})
 
 
 def names(folder):

@@ -9,9 +9,10 @@ import pytest
 
 from crew import held, random_arrays, random_mesh, random_placements, random_shapes, save_by_all
 from mindmodel.checkpoint import shares
-from mindmodel.checkpoint.load import HeldTensors, open_checkpoint
+from mindmodel.checkpoint.load import open_checkpoint
 from mindmodel.checkpoint.part import Crew, plan_part
 from mindmodel.checkpoint.shares import Placement
+from mindmodel.checkpoint.tensors import HeldTensors
 from mindmodel.errors import CheckpointError
 from mindmodel.parallel.mesh import Mesh
 

@@ -6,9 +6,9 @@ from collections import Counter
 
 import pytest
 
-from crew import fault_of_blocks, random_mesh, random_placements, random_shapes
+from crew import random_mesh, random_placements, random_shapes
 from mindmodel.checkpoint import shares
-from mindmodel.checkpoint.blocks import common
+from mindmodel.checkpoint.blocks import common, fault_of_blocks
 from mindmodel.checkpoint.shares import Placement, held_block, pieces
 from mindmodel.errors import LayoutError
 from mindmodel.parallel.mesh import Mesh

@@ -105,9 +105,10 @@ def test_diff_names_what_differs(run, capsys, tmp_path):
     assert "'w' is [4, 6] float16 and [4, 6] float32" in shown
 
 
-def test_a_number_that_is_none_differs(run, capsys):
+@pytest.mark.parametrize("number", [np.nan, -0.0])
+def test_a_number_that_differs_in_its_bits_alone_differs(run, capsys, number):
     changed = ARRAYS["w"].copy()
-    changed[0, 0] = np.nan
+    changed[0, 0] = number
     path = save(run, 4, w=changed)
     assert "'w' differs in 1 of 24 numbers" in asked(capsys, "diff", run.checkpoints / "step_3", path, code=1)
 

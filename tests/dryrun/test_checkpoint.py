@@ -8,7 +8,8 @@ import pytest
 from crew import save_by_all
 from mindmodel.checkpoint import shares
 from mindmodel.checkpoint.layout import optimizer_placements, weight_placements
-from mindmodel.checkpoint.load import HeldTensors, open_checkpoint
+from mindmodel.checkpoint.load import open_checkpoint
+from mindmodel.checkpoint.tensors import HeldTensors
 from mindmodel.dryrun.prove import MOMENT
 
 

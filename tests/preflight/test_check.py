@@ -11,20 +11,17 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from mindmodel import preflight
+from command import ROOT
 from mindmodel.errors import LaunchError
 from mindmodel.parallel.nodes import Nodes
-from mindmodel.preflight import visit
+from mindmodel.preflight import check, visit
 from mindmodel.preflight.report import Fact
 from mindmodel.preflight.visit import Clock
 from mindmodel.recipe.dump import recipe_to_yaml
 from mindmodel.terminal import Terminal
-
-ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -56,7 +53,7 @@ def check_on(port):
         stream = io.StringIO()
         nodes = Nodes(count=count, rank=rank, master="127.0.0.1", port=port)
         try:
-            code = preflight.check(recipe, nodes, Terminal(stream), timeout_s=10, device_ids=[0])
+            code = check.check(recipe, nodes, Terminal(stream), timeout_s=10, device_ids=[0])
         except LaunchError as error:
             code = error
         return code, stream.getvalue()
@@ -71,13 +68,13 @@ def check_on(port):
 @pytest.fixture
 def only_on(monkeypatch):
     """Function: on this node a row has this fact."""
-    gather = preflight.gather
+    gather = check.gather
 
     def change(rank: int, row: str, fact: Fact) -> None:
         def changed(*args):
             return {**gather(*args), **({row: fact} if threading.current_thread().name == str(rank) else {})}
 
-        monkeypatch.setattr(preflight, "gather", changed)
+        monkeypatch.setattr(check, "gather", changed)
 
     return change
 
@@ -90,7 +87,7 @@ def table(printed: str) -> list[str]:
 def test_one_node_checks_itself_without_a_network(recipe, monkeypatch):
     monkeypatch.setattr(socket, "socket", None)
     stream = io.StringIO()
-    assert preflight.check(recipe, Nodes(), Terminal(stream)) == 0
+    assert check.check(recipe, Nodes(), Terminal(stream)) == 0
     lines = stream.getvalue().splitlines()
     assert lines[0].split() == ["node", "0"] and lines[-1] == "all is well"
     assert "devices      2 on" in stream.getvalue() and "port         any" in stream.getvalue()
@@ -150,19 +147,19 @@ def test_a_clock_that_is_off_is_told_with_how_much(recipe, check_on, monkeypatch
 
 
 def test_a_slow_link_is_no_wrong_clock():
-    assert preflight._clock(Clock(ahead_s=1.5, error_s=0.6)).fault == ""
+    assert check._clock(Clock(ahead_s=1.5, error_s=0.6)).fault == ""
 
 
 def test_a_folder_that_is_not_shared_is_told_by_processes_in_different_folders(recipe, port, tmp_path):
     script = (
         "import sys, yaml\n"
-        "from mindmodel import preflight\n"
+        "from mindmodel.preflight import check\n"
         "from mindmodel.parallel.nodes import Nodes\n"
         "from mindmodel.recipe.load import load_run_recipe\n"
         "from mindmodel.terminal import Terminal\n"
-        "preflight.TOKEN_LIMIT_S = 0.2\n"
+        "check.TOKEN_LIMIT_S = 0.2\n"
         f"nodes = Nodes(count=2, rank=int(sys.argv[1]), master='127.0.0.1', port={port})\n"
-        "sys.exit(preflight.check(load_run_recipe(sys.argv[2]), nodes, Terminal(), 20))\n"
+        "sys.exit(check.check(load_run_recipe(sys.argv[2]), nodes, Terminal(), 20))\n"
     )
     recipe = replace(recipe, runtime=replace(recipe.runtime, output="runs/tests"))
     (tmp_path / "recipe.yaml").write_text(recipe_to_yaml(recipe))
@@ -181,29 +178,29 @@ def test_a_folder_that_is_not_shared_is_told_by_processes_in_different_folders(r
 
 
 def test_a_folder_that_cannot_be_written_is_told(recipe, check_on, monkeypatch):
-    monkeypatch.setattr(preflight.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(check.os, "access", lambda path, mode: False)
     (code, printed), _ = check_on(recipe, recipe)
     assert code == 1 and ", run folder: " in printed and "cannot be written. Choose another runtime.output." in printed
 
 
 def test_where_node_0_can_make_no_file_nobody_looks_for_one(tmp_path):
     (tmp_path / "file").write_text("")
-    with preflight._token(tmp_path / "file") as token:
+    with check._token(tmp_path / "file") as token:
         assert token is None
-    assert preflight._shared(tmp_path, None).fault == ""
+    assert check._shared(tmp_path, None).fault == ""
 
 
 @pytest.mark.parametrize("token", ["../../etc/passwd", 7, ".mindmodel-check-0"])
 def test_a_name_that_node_0_would_not_give_is_not_looked_for(token, tmp_path):
-    assert preflight._shared(tmp_path, token) == Fact(text="not compared")
+    assert check._shared(tmp_path, token) == Fact(text="not compared")
 
 
 def test_a_taken_port_is_told_by_a_single_node(recipe, port):
     stream = io.StringIO()
     with socket.create_server(("127.0.0.1", port)):
-        assert preflight.check(recipe, Nodes(port=port), Terminal(stream)) == 1
+        assert check.check(recipe, Nodes(port=port), Terminal(stream)) == 1
     assert f"port: --master 127.0.0.1:{port}: another program has this port." in stream.getvalue()
-    assert preflight.check(recipe, Nodes(port=port), Terminal(io.StringIO())) == 0
+    assert check.check(recipe, Nodes(port=port), Terminal(io.StringIO())) == 0
 
 
 def test_the_port_that_launchers_take_beside_the_schedulers_must_be_free_on_node_0(recipe, check_on, port):
@@ -215,17 +212,17 @@ def test_the_port_that_launchers_take_beside_the_schedulers_must_be_free_on_node
 @pytest.mark.parametrize("verdict", [{}, {"fit": 1, "lines": []}, {"fit": True, "lines": "x"}])
 def test_a_verdict_that_is_none_is_refused(verdict):
     with pytest.raises(LaunchError, match="node 0 gave a verdict that is none. Install the same mindmodel"):
-        preflight._show(verdict, Terminal(io.StringIO()))
+        check._show(verdict, Terminal(io.StringIO()))
 
 
 def test_a_verdict_cannot_change_the_terminal():
     stream = io.StringIO()
-    assert preflight._show({"fit": True, "lines": ["\x1b[2Jwell"]}, Terminal(stream)) == 0
+    assert check._show({"fit": True, "lines": ["\x1b[2Jwell"]}, Terminal(stream)) == 0
     assert "\x1b" not in stream.getvalue()
 
 
 def test_mindspore_is_not_imported():
-    code = "import sys, mindmodel.preflight; print({'mindspore', 'torch'} & set(sys.modules))"
+    code = "import sys, mindmodel.preflight.check; print({'mindspore', 'torch'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)},
                           capture_output=True, text=True, timeout=60)
     assert done.stdout == "set()\n", done.stderr

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -11,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from mindmodel.errors import LaunchError
+from mindmodel.parallel.json_lines import MAX_LINE_BYTES
 from mindmodel.parallel.nodes import Nodes
-from mindmodel.preflight import meeting as meeting_module
-from mindmodel.preflight.link import MAX_LINE_BYTES, PROTOCOL
+from mindmodel.preflight.link import PROTOCOL
 from mindmodel.preflight.meeting import hold_meeting, port_is_free
 from mindmodel.preflight.report import Fact, Report
 from mindmodel.preflight.visit import visit_node_0
@@ -92,18 +91,6 @@ def test_many_nodes_meet(meeting, pool):
     pool._max_workers = 32
     others = [held.visit(node) for node in range(1, 24)]
     assert held.future.result(30) == {"heard": list(range(1, 24))} == others[7].result(30)
-
-
-def test_a_thousand_nodes_may_connect_where_a_process_has_few_files_at_first():
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < 1200:
-        pytest.skip("this machine does not allow so many files")
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
-        meeting_module._allow_connections(1024)
-        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 1024
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_node_that_never_comes_is_named_on_all_that_came(meeting):

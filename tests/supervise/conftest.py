@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from command import ROOT
 
 MSRUN = """
 import argparse, os, subprocess, sys, time

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from mindmodel.parallel.json_lines import MAX_LINE_BYTES, encode
 from mindmodel.supervise.failures import (
     Failure,
     failure_from_json,
@@ -16,7 +17,6 @@ from mindmodel.supervise.failures import (
     first_failure,
     log_tail,
 )
-from mindmodel.supervise.link import MAX_MESSAGE_BYTES
 from mindmodel.supervise.processes import Exit
 
 LATE = 2e9
@@ -155,7 +155,7 @@ def test_it_goes_over_the_wire():
 
 def test_it_is_cut_to_what_a_message_may_hold():
     sent = failure_to_json(failure(text="\u4e2d" * 10**6, lines=("\u4e2d" * 10**4,) * 1000))
-    assert len(json.dumps(sent, ensure_ascii=False).encode()) < MAX_MESSAGE_BYTES
+    assert len(encode({"failure": sent})) < MAX_LINE_BYTES
     assert failure_from_json(sent) is not None
 
 

@@ -7,7 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from command import ROOT
+
 PRELUDE = """
 import os, signal, sys, time
 from pathlib import Path

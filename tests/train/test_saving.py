@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from mindmodel.checkpoint.load import list_checkpoints, open_checkpoint
+from mindmodel.checkpoint.load import open_checkpoint
+from mindmodel.checkpoint.retention import list_checkpoints
 from mindmodel.checkpoint.run_folder import RunFolder
 from mindmodel.errors import CheckpointError
 from mindmodel.parallel.environment import Place

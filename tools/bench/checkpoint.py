@@ -20,9 +20,10 @@ import numpy as np
 from bench.child import memory_bytes, reset_peak
 
 from mindmodel.checkpoint.background import HostMemory
-from mindmodel.checkpoint.load import in_turn, open_checkpoint
+from mindmodel.checkpoint.load import open_checkpoint
 from mindmodel.checkpoint.part import Crew, plan_part
 from mindmodel.checkpoint.save import save_checkpoint
+from mindmodel.checkpoint.tensors import in_turn
 
 COLUMNS, TENSOR_BYTES, CHUNK_BYTES = 1024, 32 * 2**20, 16 * 2**20
 FACTS = {"step": 1, "samples": 0, "tokens": 0, "recipe": {}, "versions": {}, "random": {}, "layout": {}}

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Mapping, Optional, Sequence
 
 from mindmodel.checkpoint.index import INDEX_NAME
-from mindmodel.checkpoint.load import list_checkpoints, open_checkpoint
+from mindmodel.checkpoint.load import open_checkpoint
+from mindmodel.checkpoint.retention import list_checkpoints
 from mindmodel.checkpoint.run_folder import RunFolder, open_run
 from mindmodel.errors import CheckpointError, LayoutError, RecipeError
 from mindmodel.parallel.loading import load_runtime

@@ -14,12 +14,12 @@ from typing import Any, Mapping, Optional
 import ml_dtypes
 import numpy as np
 
-from mindmodel.convert.folder import CONFIG, read_config, read_tensors
+from mindmodel.convert.folder import read_model, read_tensors
 from mindmodel.data.loader import IGNORED
 from mindmodel.debug.traces.inputs import Inputs
 from mindmodel.debug.traces.trace import LOGITS, Trace, places
 from mindmodel.errors import TraceError
-from mindmodel.models.family import Family, family_of, parameter_shapes
+from mindmodel.models.family import Family, parameter_shapes
 from mindmodel.models.weight_rules import Join, Moved, active_rules, to_ours
 from mindmodel.recipe.schema import ModelSection, Recipe
 from mindmodel.tensor_file import LazyTensor
@@ -48,9 +48,7 @@ def trace_hugging_face(folder: Path, inputs: Inputs, dtype: str, recipe: Optiona
     """
     torch, transformers = map(_imported, NEEDED)
     folder = Path(folder)
-    config = read_config(folder)
-    family = family_of(config, folder / CONFIG)
-    model = family.read_config(config, folder / CONFIG)
+    _, family, model = read_model(folder)
     _check_tokens(folder, inputs, model)
     weights = _ours(family, model, {name: tensor.read() for name, tensor in read_tensors(folder).items()}, folder)
     network = _load(torch, transformers, folder, dtype)

@@ -9,7 +9,7 @@ import random
 import numpy as np
 import pytest
 
-from mindmodel.checkpoint.load import Float32Blocks
+from mindmodel.checkpoint.tensors import Float32Blocks
 from mindmodel.debug.traces.compare import compare_traces
 from mindmodel.debug.traces.inputs import inputs_of
 from mindmodel.debug.traces.trace import LOGITS, places
