@@ -8,7 +8,7 @@ import os
 import shutil
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any, Iterator
+from typing import Any, Iterator, Mapping
 
 from mindmodel.errors import MindModelError
 
@@ -46,6 +46,14 @@ def write_text_safely(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def write_texts_safely(folder: Path, texts: Mapping[str, str]) -> list[str]:
+    """Write files by name into a folder, which is made if it is not there; gives their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        write_text_safely(folder / name, text)
+    return [str(folder / name) for name in texts]
 
 
 def copy_file(source: Path, target: Path) -> None:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import argparse
 import textwrap
-from typing import Any, Callable
+from typing import Any, Callable, Optional
+
+from mindmodel.recipe.load import load_with_changes
+from mindmodel.recipe.schema import Recipe
+from mindmodel.terminal import Terminal
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -38,6 +42,20 @@ def add_recipe_arguments(parser: argparse.ArgumentParser, optional: bool = False
     add_overrides(parser, "put on top, such as train.steps=20")
     parser.add_argument("--single", action="store_true", help="all parallel degrees 1: runs on one device")
     parser.add_argument("--shrink", action="store_true", help="the same structure in small sizes")
+
+
+def load_as_asked(args: argparse.Namespace, terminal: Terminal, devices: Optional[int] = None) -> Recipe:
+    """The recipe of these arguments; what --single and --shrink change is said.
+
+    Args:
+        devices: as load_with_changes'.
+    """
+    recipe, changes = load_with_changes(
+        args.recipe, args.overrides, single=args.single, shrink=args.shrink, devices=devices
+    )
+    for change in changes:
+        terminal.say(f"changed for this machine: {change}")
+    return recipe
 
 
 def add_break_argument(parser: argparse.ArgumentParser) -> None:
