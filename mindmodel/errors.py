@@ -50,5 +50,7 @@ class NotFiniteError(TrainingError):
 
 
 def first_line(error: BaseException) -> str:
-    """Of an error's text, which MindSpore makes pages long; its class where there is none."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+    """What an error says first; its class where it says nothing. MindSpore writes pages, with ruled headings."""
+    lines = (line.strip() for line in str(error).splitlines())
+    said = next((line for line in lines if line and not line.startswith("-")), type(error).__name__)
+    return said.partition(", Please confirm")[0].rstrip(".")

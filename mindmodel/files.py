@@ -8,7 +8,7 @@ import os
 import shutil
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, Iterator
+from typing import IO, Any, Iterator, Mapping
 
 from mindmodel.errors import MindModelError
 
@@ -51,6 +51,14 @@ def write_text_safely(path: Path, text: str) -> None:
     with write_file_safely(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         file.write(text)
         sync_file(file)
+
+
+def write_texts_safely(folder: Path, texts: Mapping[str, str]) -> list[str]:
+    """Write files by name into a folder, which is made if it is not there; gives their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        write_text_safely(folder / name, text)
+    return [str(folder / name) for name in texts]
 
 
 def copy_file(source: Path, target: Path) -> None:

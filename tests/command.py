@@ -27,6 +27,13 @@ optim: {peak_lr: 1e-2, warmup_steps: 4}
 checkpoint: {every: 25, keep: 9}
 log: {every: 1}
 """
+DEMO = """\
+model: {family: llama, hidden_size: 64, num_layers: 2, num_heads: 4, ffn_size: 160, vocab_size: 512}
+data: {source: stdlib, tokenizer_vocab_size: 512, seq_len: 4}
+train: {steps: 100, tokens_per_step: 8}
+optim: {peak_lr: 0.125, schedule: constant}
+"""
+"""A recipe for commands whose computing is replaced: two sequences of four tokens, as made_trace has them."""
 WORDS = "the a one two red blue dog cat runs sees over under tree house".split()
 
 

@@ -6,7 +6,8 @@ import numpy as np
 
 from mindmodel.debug.graph.sources import Source
 from mindmodel.debug.profile.kernel_graph import Kernel, KernelGraph
-from mindmodel.debug.profile.step_profile import Event, Recording, Step, profile_of
+from mindmodel.debug.profile.recording import Event, Recording, Step
+from mindmodel.debug.profile.step_profile import profile_of
 from mindmodel.dryrun.graph import TensorType
 
 NET = "Default/network-DecoderLoss/decoder-Decoder"
@@ -74,4 +75,4 @@ RECORDING = Recording(
     peak_flops=1e9,
     peak_name="measured",
 )
-PROFILE = profile_of(RECORDING, recipe="demo", device="cpu", mindspore="2.9.0", kernels="graph kernels", threads=2)
+PROFILE = profile_of(RECORDING, recipe="demo", kernels="graph kernels", threads=2)

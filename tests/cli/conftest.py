@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from command import Command, fill_with_corpus
+from command import DEMO, Command, fill_with_corpus
 
 
 @pytest.fixture
@@ -12,6 +12,14 @@ def command(tmp_path) -> Command:
     """In a folder of the test's own."""
     fill_with_corpus(tmp_path)
     return Command(tmp_path)
+
+
+@pytest.fixture
+def path(tmp_path, monkeypatch) -> str:
+    """Of a recipe that is alone in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo.yaml").write_text(DEMO)
+    return "demo.yaml"
 
 
 @pytest.fixture(scope="session")

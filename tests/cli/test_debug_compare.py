@@ -14,25 +14,12 @@ from mindmodel.cli.main import main
 from mindmodel.debug.traces import sides
 from mindmodel.debug.traces.trace import read_trace, write_trace
 
-TEXT = """\
-model: {family: llama, hidden_size: 64, num_layers: 2, num_heads: 4, ffn_size: 160, vocab_size: 512}
-data: {source: stdlib, tokenizer_vocab_size: 512, seq_len: 32}
-train: {steps: 100, tokens_per_step: 128}
-"""
-
 
 def worse(array):
     return array * 1.1
 
 
 FAULTY = changed(made_trace(loss=2.75), "activation", "layers.1.mlp.swiglu", worse)
-
-
-@pytest.fixture
-def path(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "demo.yaml").write_text(TEXT)
-    return "demo.yaml"
 
 
 @pytest.fixture
@@ -62,7 +49,7 @@ def test_a_trace_is_written_to_the_run_s_folder_and_told(path, computed, capsys)
         "arrays      activation 21, activation_grad 20, weight_grad 7, weight 7",
         "wrote       runs/demo/trace",
     ]
-    assert computed["recipe"].train.seed == 3 and computed["inputs"].batch.ids.shape == (4, 32)
+    assert computed["recipe"].train.seed == 3 and computed["inputs"].batch.ids.shape == (2, 4)
     assert read_trace(Path("runs/demo/trace")).source == "demo.yaml train.seed=3"
 
 
@@ -194,7 +181,7 @@ def test_two_sides_that_both_follow_are_refused(path, monkeypatch, capsys):
     class Follower(sides.TraceFolder):
         follows = True
 
-    monkeypatch.setattr(sides, "KINDS_OF_SIDES", (lambda text, common: Follower(text),))
+    monkeypatch.setattr(sides, "side_of", lambda text, common: Follower(text))
     assert main(["debug", "compare", "one", "other"]) == 2
     assert "one, other: neither says which tokens to compute. Give a recipe beside one." in capsys.readouterr().err
 
@@ -206,10 +193,8 @@ def test_a_side_that_follows_is_computed_from_the_other(path, monkeypatch, folde
         def trace(self, other, terminal):
             return other
 
-    def follower(text, common):
-        return Follower(text) if text == "follower" else None
-
-    monkeypatch.setattr(sides, "KINDS_OF_SIDES", (follower, *sides.KINDS_OF_SIDES))
+    of = {"follower": Follower("follower"), "good": sides.TraceFolder("good")}
+    monkeypatch.setattr(sides, "side_of", lambda text, common: of[text])
     assert main(["debug", "compare", "follower", "good"]) == 0
     assert main(["debug", "compare", "good", "follower"]) == 0
 

@@ -13,8 +13,8 @@ from mindmodel.checkpoint.load import open_checkpoint
 from mindmodel.checkpoint.save import save_checkpoint
 from mindmodel.cli.debug import nan
 from mindmodel.cli.main import main
-from mindmodel.debug.nan.nonfinite import Finding, Operand
-from mindmodel.debug.nan.search import Report
+from mindmodel.debug.nan.in_run import Report
+from mindmodel.debug.nan.in_step import Finding, Operand
 from mindmodel.debug.nan.values import Range
 
 FINDING = Finding(

@@ -12,12 +12,6 @@ from mindmodel.cli.debug import profile
 from mindmodel.cli.main import main
 from timed_step import PROFILE, RECORDING
 
-TEXT = """\
-model: {family: llama, hidden_size: 64, num_layers: 4, num_heads: 4, ffn_size: 160, vocab_size: 512}
-data: {source: stdlib, tokenizer_vocab_size: 512, seq_len: 32}
-train: {steps: 100, tokens_per_step: 512}
-"""
-
 LAYERS, HIDDEN, FFN, TOKENS = 3, 32, 64, 128
 KEYS = f"model.num_layers={LAYERS}", "parallel.micro_batches=2"
 
@@ -85,15 +79,20 @@ def test_fused_kernels_are_named_by_their_operators_and_have_a_line(profiled):
 
 
 @pytest.fixture
-def path(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "demo.yaml").write_text(TEXT)
-    return "demo.yaml"
-
-
-def test_the_terminal_gets_a_table(path, monkeypatch, capsys):
-    monkeypatch.setattr(profile, "open_run", lambda *_: None)
+def recorded(path, monkeypatch):
+    """In place of the profiler: notes the recipe that it is given."""
+    seen = []
+    monkeypatch.setattr(profile, "open_run", lambda recipe, *_: seen.append(recipe))
     monkeypatch.setattr(profile, "_profiled", lambda *_: (RECORDING, PROFILE))
+    return seen
+
+
+def test_a_recipe_in_pynative_mode_is_profiled_in_the_graph(path, recorded):
+    assert main(["debug", "profile", path, "runtime.mode=pynative"]) == 0
+    assert recorded[0].runtime.mode == "graph" and not recorded[0].runtime.compile_cache
+
+
+def test_the_terminal_gets_a_table(path, recorded, capsys):
     assert main(["debug", "profile", path, "--steps", "2"]) == 0
     said = capsys.readouterr().out
     for line in (

@@ -9,7 +9,6 @@ import pytest
 
 from command import Command, Session, fill_with_corpus
 from mindmodel.cli.debug import step as verb
-from mindmodel.cli.debug.step import in_pynative
 
 SCRIPT = """
 import sys
@@ -77,10 +76,6 @@ def test_a_corpus_that_is_there_is_only_read(finished):
     done = finished("debug", "step", "recipe.yaml", "runtime.output=run", "--break", "layers.9.attention")
     assert done.returncode == 2 and "--break layers.9.attention: the model has no such Cell" in done.stderr
     assert run.content() == before
-
-
-def test_the_recipe_runs_in_pynative_mode(small_recipe):
-    assert small_recipe.runtime.mode == "graph" and in_pynative(small_recipe).runtime.mode == "pynative"
 
 
 def stepping(one_step):

@@ -13,17 +13,10 @@ from mindmodel.cli.main import main
 from mindmodel.debug.traces.msprobe import find_dump, read_dump
 from mindmodel.debug.traces.trace import write_trace
 
-TEXT = """\
-model: {family: llama, hidden_size: 64, num_layers: 2, num_heads: 4, ffn_size: 160, vocab_size: 512}
-data: {source: stdlib, tokenizer_vocab_size: 512, seq_len: 4}
-train: {steps: 100, tokens_per_step: 8}
-optim: {peak_lr: 0.125, schedule: constant}
-"""
-
 
 @pytest.fixture(autouse=True)
-def computed(tmp_path, monkeypatch):
-    """In place of the step: notes what it is given. A recipe stands in the working folder."""
+def computed(path, monkeypatch):
+    """In place of the step: notes what it is given."""
     seen = {}
 
     def compute(recipe, inputs, source, terminal):
@@ -31,8 +24,6 @@ def computed(tmp_path, monkeypatch):
         return made_trace(source=source)
 
     monkeypatch.setattr(trace_verb, "_trace", compute)
-    monkeypatch.chdir(tmp_path)
-    Path("demo.yaml").write_text(TEXT)
     return seen
 
 

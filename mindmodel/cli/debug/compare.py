@@ -23,7 +23,7 @@ import argparse
 import json
 import sys
 from dataclasses import asdict
-from typing import Any, Iterable, Iterator, Optional
+from typing import Any, Callable, Iterable, Iterator, Optional
 
 from mindmodel.cli.arguments import add_overrides, at_least
 from mindmodel.debug.traces.compare import Comparison, Difference, compare_traces
@@ -83,11 +83,11 @@ def _lines(comparison: Comparison, one: Trace, other: Trace, every: bool) -> Ite
         yield f"{title:<12}{side.source}: {side.dtype}, loss {side.loss:.6f}, gradient norm {side.grad_norm:.6f}"
     yield "largest differences, absolute and relative; ! is not explained"
     yield "".join([" " * NAME_WIDTH, *(f"{TITLES[kind]:>{CELL_WIDTH}}" for kind in KINDS)]).rstrip()
-    for group, rows in _groups(comparison.rows).items():
-        if len(rows) > 1 and not every and not any(row.beyond for row in rows):
-            yield _line(group, _largest(rows))
+    for layer, rows in _by(_layer, comparison.rows).items():
+        if every or any(row.beyond for row in rows):
+            yield from (_line(place, here) for place, here in _by(_place, rows).items())
         else:
-            yield from (_line(place, cells) for place, cells in _places(rows).items())
+            yield _line(layer if len(rows) > 1 else _place(rows[0]), rows)
     if comparison.left_out:
         some = ", ".join(comparison.left_out[:3])
         yield f"left out    {len(comparison.left_out)} arrays that only one side has: {some} ..."
@@ -112,37 +112,22 @@ def _place(row: Difference) -> str:
     return row.place.removesuffix(".weight")
 
 
-def _group(place: str) -> str:
-    return ".".join(place.split(".")[:2])
+def _layer(row: Difference) -> str:
+    return ".".join(_place(row).split(".")[:2])
 
 
-def _groups(rows: Iterable[Difference]) -> dict[str, list[Difference]]:
-    """Rows by layer, in the order of the forward pass, which the activations are in."""
+def _by(name: Callable[[Difference], str], rows: Iterable[Difference]) -> dict[str, list[Difference]]:
+    """Rows by place or layer, in the order of the forward pass, which the activations are in."""
     found: dict[str, list[Difference]] = {}
     for row in rows:
-        found.setdefault(_group(_place(row)), []).append(row)
+        found.setdefault(name(row), []).append(row)
     return found
 
 
-def _places(rows: Iterable[Difference]) -> dict[str, dict[str, Difference]]:
-    found: dict[str, dict[str, Difference]] = {}
-    for row in rows:
-        found.setdefault(_place(row), {})[row.kind] = row
-    return found
-
-
-def _largest(rows: Iterable[Difference]) -> dict[str, Difference]:
-    """Of several places, for each kind the row with the largest relative difference."""
-    found: dict[str, Difference] = {}
-    for row in rows:
-        if row.kind not in found or row.relative > found[row.kind].relative:
-            found[row.kind] = row
-    return found
-
-
-def _line(name: str, cells: dict[str, Difference]) -> str:
-    shown = "".join(_cell(cells.get(kind)) for kind in KINDS)
-    return f"{name:<{NAME_WIDTH}}{shown}".rstrip()
+def _line(name: str, rows: Iterable[Difference]) -> str:
+    """For each kind the row with the largest relative difference."""
+    largest = {row.kind: row for row in sorted(rows, key=lambda row: row.relative)}
+    return f"{name:<{NAME_WIDTH}}{''.join(_cell(largest.get(kind)) for kind in KINDS)}".rstrip()
 
 
 def _cell(row: Optional[Difference]) -> str:

@@ -23,11 +23,11 @@ from typing import Iterator, Optional
 from mindmodel.checkpoint.run_folder import RunFolder
 from mindmodel.cli.arguments import add_recipe_arguments, at_least, load_as_asked
 from mindmodel.cli.recipe import with_vocabulary
-from mindmodel.debug.graph.compile import CompiledStep, compile_for_ascend, compile_on_cpu, tell_seconds
+from mindmodel.debug.graph.compile import CompiledStep, compile_for_ascend, compile_on_cpu, compiled_anew, tell_seconds
 from mindmodel.debug.graph.difference import changes
 from mindmodel.debug.graph.summary import GraphSummary, Missing, read_summary
 from mindmodel.dryrun.run import chosen_ranks
-from mindmodel.files import write_text_safely
+from mindmodel.files import write_texts_safely
 from mindmodel.parallel.loading import load_runtime
 from mindmodel.parallel.mesh import mesh_of
 from mindmodel.recipe.rules import resolve_degrees
@@ -38,6 +38,8 @@ from mindmodel.train.run import for_this_machine
 SUMMARY_NAME = "graph.json"
 SHOWN = 10
 """Rows of a table on the terminal; graph.json has all."""
+IN_A_LINE = 8
+"""Operators that are counted."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,8 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     terminal = Terminal(sys.stderr if args.json else None)
     old = read_summary(args.diff / SUMMARY_NAME if args.diff.is_dir() else args.diff) if args.diff else None
-    devices = args.devices if args.device == "ascend" else None
-    recipe = load_as_asked(args, terminal, devices)
+    recipe = load_as_asked(args, terminal, args.devices if args.device == "ascend" else None)
     if args.device == "cpu":
         step = _on_cpu(with_vocabulary(for_this_machine(recipe)), terminal)
     else:
@@ -73,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _on_cpu(recipe: Recipe, terminal: Terminal) -> CompiledStep:
-    recipe = recipe.with_keys({"runtime.device": "cpu", "runtime.mode": "graph", "runtime.compile_cache": False})
+    recipe = compiled_anew(recipe)
     runtime = load_runtime(recipe, "graph", terminal)
     from mindmodel.train.build import build
 
@@ -91,18 +92,14 @@ def _for_ascend(recipe: Recipe, rank: int, terminal: Terminal) -> CompiledStep:
 
 def _write(step: CompiledStep, summary: GraphSummary, folder: Path) -> list[str]:
     """The summary and the readable stages; gives the paths."""
-    folder.mkdir(parents=True, exist_ok=True)
-    texts = {SUMMARY_NAME: json.dumps(summary.to_json(), indent=1)}
-    texts.update((f"{name}.ir", text) for name, text in step.stages.items())
-    for name, text in texts.items():
-        write_text_safely(folder / name, text)
-    return [str(folder / name) for name in texts]
+    stages = {f"{name}.ir": text for name, text in step.stages.items()}
+    return write_texts_safely(folder, {SUMMARY_NAME: json.dumps(summary.to_json(), indent=1), **stages})
 
 
 def _lines(summary: GraphSummary) -> Iterator[str]:
     """The whole report but the operators without a kernel."""
     yield f"graph       {summary.num_nodes} nodes for {summary.device}, MindSpore {summary.mindspore}"
-    yield from _wrapped("operators", [f"{kind} {count}" for kind, count in summary.kinds.items()])
+    yield from _operator_count_lines(summary)
     yield "layers      nodes of our own code, and nodes that automatic differentiation made"
     for part, (own, made) in summary.layers.items():
         yield f"  {part:<24}{own:>8}{made:>8}"
@@ -114,12 +111,13 @@ def _lines(summary: GraphSummary) -> Iterator[str]:
     yield f"casts       {sum(cast.count for cast in summary.casts)}"
     for cast in summary.casts[:SHOWN]:
         yield f"  {cast.count:>9}  {cast.before} to {cast.after} of {cast.origin}  {cast.where}"
-    yield from _second_lines(summary)
+    yield from _compile_lines(summary)
 
 
-def _wrapped(title: str, words: list[str], width: int = 8) -> Iterator[str]:
-    for first in range(0, len(words), width):
-        yield f"{title if first == 0 else '':<12}{', '.join(words[first:first + width])}"
+def _operator_count_lines(summary: GraphSummary) -> Iterator[str]:
+    counts = [f"{kind} {count}" for kind, count in summary.kinds.items()]
+    for first in range(0, len(counts), IN_A_LINE):
+        yield f"{'' if first else 'operators':<12}{', '.join(counts[first:first + IN_A_LINE])}"
 
 
 def _parameter_lines(summary: GraphSummary) -> Iterator[str]:
@@ -139,7 +137,7 @@ def _constant_lines(summary: GraphSummary) -> Iterator[str]:
         yield f"  held {row.copies} times: {row.type}, read in {row.place}  {row.where}"
 
 
-def _second_lines(summary: GraphSummary) -> Iterator[str]:
+def _compile_lines(summary: GraphSummary) -> Iterator[str]:
     phases = dict(summary.compile_s)
     if not phases:
         return

@@ -16,17 +16,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Iterator, Optional
 
 from mindmodel.cli.arguments import at_least
-from mindmodel.debug.nan.search import Report, find_nan
+from mindmodel.debug.nan.in_run import Report, find_nan
+from mindmodel.debug.replay.record import Numbers
 from mindmodel.terminal import Terminal
 
 if TYPE_CHECKING:
-    from mindmodel.debug.nan.nonfinite import Finding
+    from mindmodel.debug.nan.in_step import Finding
     from mindmodel.debug.nan.values import Range
 
 PHASES = {
@@ -54,8 +54,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _plain(report: Report) -> dict[str, Any]:
     """For JSON, which has no number that is not finite."""
-    numbers = {name: value if math.isfinite(value) else None for name, value in report.numbers.items()}
-    return {**dataclasses.asdict(report), **numbers}
+    return {**dataclasses.asdict(report), **dataclasses.asdict(Numbers.of(report.loss, report.grad_norm))}
 
 
 def _lines(report: Report, asked: Optional[int]) -> Iterator[str]:

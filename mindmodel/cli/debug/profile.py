@@ -18,24 +18,24 @@ import json
 import sys
 import tempfile
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Iterator
+from typing import Iterator
 
 from mindmodel.checkpoint.run_folder import RunFolder
 from mindmodel.cli.arguments import add_recipe_arguments, at_least, load_as_asked
+from mindmodel.debug.graph.compile import compiled_anew
+from mindmodel.debug.in_memory import in_memory
 from mindmodel.debug.profile.chrome_trace import chrome_trace
+from mindmodel.debug.profile.memory import MemoryUse
 from mindmodel.debug.profile.page import page_of
-from mindmodel.debug.profile.step_profile import PHASES, MemoryUse, StepProfile, placed_kernels, profile_of
+from mindmodel.debug.profile.places import PHASES
+from mindmodel.debug.profile.recording import Recording
+from mindmodel.debug.profile.step_profile import StepProfile, profile_of
 from mindmodel.errors import LayoutError
-from mindmodel.files import write_text_safely
-from mindmodel.parallel.loading import load_runtime
+from mindmodel.files import write_texts_safely
 from mindmodel.recipe.schema import Recipe
 from mindmodel.terminal import Terminal, data_size
 from mindmodel.train.run import OpenedRun, Position, for_this_machine, open_run
-
-if TYPE_CHECKING:
-    from mindmodel.debug.profile.step_profile import Recording
 
 SHOWN = 12
 """Rows of a table on the terminal; profile.json has all."""
@@ -54,9 +54,7 @@ def run(args: argparse.Namespace) -> int:
     if args.device == "ascend":
         _refuse_ascend()
     terminal = Terminal(sys.stderr if args.json else None)
-    recipe = load_as_asked(args, terminal)
-    recipe = for_this_machine(recipe)
-    recipe = recipe.with_keys({"runtime.device": "cpu", "runtime.compile_cache": False})
+    recipe = compiled_anew(for_this_machine(load_as_asked(args, terminal)))
     with _corpus_folder(recipe) as folder:
         opened = open_run(recipe, folder, Position(checkpoint=None, changes=()), terminal)
         recording, profile = _profiled(opened, args.steps, terminal)
@@ -82,42 +80,31 @@ def _refuse_ascend() -> None:
 def _corpus_folder(recipe: Recipe) -> Iterator[RunFolder]:
     """The run's folder where that holds its corpus, else a temporary one in which it is made."""
     folder = RunFolder(Path(recipe.output))
-    if recipe.data.path is None and (folder.path / "data").exists():
+    if recipe.data.path is None and folder.data.exists():
         yield folder
         return
     with tempfile.TemporaryDirectory(prefix="mindmodel-corpus-") as name:
         yield RunFolder(Path(name))
 
 
-def _profiled(opened: OpenedRun, num_steps: int, terminal: Terminal) -> tuple["Recording", StepProfile]:
-    runtime = load_runtime(opened.recipe, "profile", terminal)
+def _profiled(opened: OpenedRun, num_steps: int, terminal: Terminal) -> tuple[Recording, StepProfile]:
+    stepping = in_memory(opened, terminal)
     from mindmodel.debug.profile.recorder import record_steps
 
     with terminal.working("compiling and profiling the training step"):
-        recording = record_steps(opened, runtime, num_steps)
-    return recording, profile_of(
-        recording,
-        recipe=opened.recipe.name,
-        device="cpu",
-        mindspore=version("mindspore"),
-        kernels=runtime.kernels,
-        threads=runtime.threads,
-    )
+        recording = record_steps(stepping, num_steps)
+    kernels, threads = stepping.runtime.kernels, stepping.runtime.threads
+    return recording, profile_of(recording, recipe=opened.recipe.name, kernels=kernels, threads=threads)
 
 
-def _write(recording: "Recording", profile: StepProfile, folder: Path) -> list[str]:
+def _write(recording: Recording, profile: StepProfile, folder: Path) -> list[str]:
     """The files; gives their paths."""
     title = f"A training step of {profile.recipe} on the CPU"
-    trace = chrome_trace(recording, placed_kernels(recording.graph, recording.steps[0]), title)
-    texts = {
+    return write_texts_safely(folder, {
         "profile.json": json.dumps(profile.to_json(), indent=1),
         "profile.html": page_of(title, profile),
-        "trace.json": json.dumps(trace),
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in texts.items():
-        write_text_safely(folder / name, text)
-    return [str(folder / name) for name in texts]
+        "trace.json": json.dumps(chrome_trace(recording, title)),
+    })
 
 
 def _lines(profile: StepProfile) -> Iterator[str]:

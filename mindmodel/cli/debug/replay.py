@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING
 
 from mindmodel.cli.arguments import add_break_argument, add_overrides, at_least
 from mindmodel.debug.breakpoints import LEFT, break_at, failure_named
+from mindmodel.debug.in_memory import in_memory
+from mindmodel.debug.replay.find import Replay, find_replay
 from mindmodel.debug.replay.record import Numbers, recorded
-from mindmodel.debug.replay.run import Replay, find_replay, in_memory
 from mindmodel.errors import CheckpointError
 from mindmodel.terminal import Terminal
 

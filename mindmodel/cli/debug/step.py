@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from mindmodel.checkpoint.run_folder import RunFolder
 from mindmodel.cli.arguments import add_break_argument, add_recipe_arguments, at_least, load_as_asked
 from mindmodel.debug.breakpoints import LEFT, break_at, failure_named
-from mindmodel.debug.replay.run import in_memory
+from mindmodel.debug.in_memory import in_memory
 from mindmodel.recipe.schema import Recipe
 from mindmodel.terminal import Terminal
 from mindmodel.train.run import OpenedRun, Position, for_this_machine, open_run, owned, reopen_run
@@ -41,9 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     terminal = Terminal()
-    recipe = load_as_asked(args, terminal)
-    opened = _opened(in_pynative(for_this_machine(recipe)), terminal)
-    stepping = in_memory(opened, terminal)
+    recipe = for_this_machine(load_as_asked(args, terminal)).with_keys({"runtime.mode": "pynative"})
+    stepping = in_memory(_opened(recipe, terminal), terminal)
     if args.place is not None:
         break_at(stepping.built.step.network, args.place)
     try:
@@ -53,11 +52,6 @@ def run(args: argparse.Namespace) -> int:
         terminal.say(f"left in step {stepping.step + 1}")
         return LEFT
     return 0
-
-
-def in_pynative(recipe: Recipe) -> Recipe:
-    """The recipe with its runtime.mode set."""
-    return recipe.with_keys({"runtime.mode": "pynative"})
 
 
 def _opened(recipe: Recipe, terminal: Terminal) -> OpenedRun:

@@ -18,34 +18,25 @@ import argparse
 import dataclasses
 import json
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
 
 from mindmodel.checkpoint.run_folder import RunFolder
 from mindmodel.cli.arguments import add_recipe_arguments, at_least, load_as_asked
 from mindmodel.cli.recipe import with_vocabulary
-from mindmodel.debug.traces import msprobe
 from mindmodel.debug.traces.inputs import Inputs, inputs_of
+from mindmodel.debug.traces.msprobe import refuse_no_dump, write_dump
 from mindmodel.debug.traces.trace import KINDS, Trace, json_number, read_trace, refuse_other_folder, write_trace
 from mindmodel.parallel.loading import load_runtime
 from mindmodel.recipe.schema import Recipe
 from mindmodel.terminal import Terminal
 from mindmodel.train.run import for_this_machine
 
-
-@dataclass(frozen=True, kw_only=True)
-class Format:
-    """Files of a trace: how a folder that holds something else is refused, and how they are written."""
-
-    refuse_other_folder: Callable[[Path], None]
-    write: Callable[[Trace, Path], object]
-
-
-FORMATS = {
-    "mindmodel": Format(refuse_other_folder=refuse_other_folder, write=write_trace),
-    "msprobe": Format(refuse_other_folder=msprobe.refuse_other_folder, write=msprobe.write_dump),
+FORMATS: dict[str, tuple[Callable[[Path], None], Callable[[Trace, Path], object]]] = {
+    "mindmodel": (refuse_other_folder, write_trace),
+    "msprobe": (refuse_no_dump, write_dump),
 }
+"""How a folder that holds something else is refused, and how a trace is written."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,17 +53,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     terminal = Terminal(sys.stderr if args.json else None)
-    recipe = load_as_asked(args, terminal)
-    recipe = with_vocabulary(for_this_machine(recipe))
+    recipe = with_vocabulary(for_this_machine(load_as_asked(args, terminal)))
     folder = args.out or RunFolder(Path(recipe.output)).trace
-    trace_format = FORMATS[args.format]
-    trace_format.refuse_other_folder(folder)
+    refuse, write = FORMATS[args.format]
+    refuse(folder)
     inputs = inputs_of(recipe, args.step)
     if args.like:
         inputs = dataclasses.replace(inputs, batch=read_trace(args.like).batch)
     trace = _trace(recipe, inputs, " ".join([args.recipe, *args.overrides]), terminal)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    trace_format.write(trace, folder)
+    write(trace, folder)
     _report(trace, folder, args.json, terminal)
     return 0
 

@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import os
 import re
 import tempfile
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterator, Mapping, Optional, Sequence
+from typing import Any, Mapping, Optional, Sequence
 
-from mindmodel.debug.graph.on_ascend import missing_on_ascend
-from mindmodel.debug.graph.sources import Source, read_sources
+from mindmodel.debug.graph.missing_on_ascend import missing_on_ascend
+from mindmodel.debug.graph.sources import Source
+from mindmodel.debug.graph.stages import read_stage_sources, read_stages, saved_stages
 from mindmodel.debug.graph.summary import GraphSummary, Missing, summarize
 from mindmodel.dryrun.compile import compiled
 from mindmodel.dryrun.graph import Graph
 from mindmodel.dryrun.jobs import GRAPH_NAME, LOG_NAME, Job
 from mindmodel.dryrun.mindir import load_graph
-from mindmodel.errors import GraphError
+from mindmodel.errors import GraphError, first_line
 from mindmodel.parallel.graph_cache import COMPILE_LOG, GraphCache
 from mindmodel.recipe.schema import Recipe
 
-PARSED, OPTIMIZED, KERNELS = "1_parsed", "2_optimized", "3_kernels"
-STAGES = {"type_inference": PARSED, "backend_pass": OPTIMIZED, "graph_build": KERNELS}
-"""MindSpore's name and ours: before automatic differentiation, before the device has a say, and with its kernels."""
 TOTAL, PHASE = re.compile(r"TotalTime = ([\d.e-]+)"), re.compile(r"\[([\w-]+)\]: ([\d.e-]+)")
 
 
@@ -50,6 +46,11 @@ class CompiledStep:
         )
 
 
+def compiled_anew(recipe: Recipe) -> Recipe:
+    """The recipe with a runtime that compiles its step for this CPU, also where a graph of it is kept."""
+    return recipe.with_keys({"runtime.device": "cpu", "runtime.mode": "graph", "runtime.compile_cache": False})
+
+
 def compile_on_cpu(cell: Any, inputs: Sequence[Any], cache: GraphCache) -> CompiledStep:
     """Compile a network for this CPU, as a call of it would, without running it.
 
@@ -64,7 +65,7 @@ def compile_on_cpu(cell: Any, inputs: Sequence[Any], cache: GraphCache) -> Compi
     Raises:
         GraphError: if it does not compile for another reason.
     """
-    from mindmodel.debug.graph.operators import missing_operators
+    from mindmodel.debug.graph.missing import missing_operators
 
     with tempfile.TemporaryDirectory(prefix="mindmodel-graph-") as name:
         folder = Path(name)
@@ -135,25 +136,6 @@ def tell_seconds() -> None:
     compile_config.COMPILE_PROFILE = "1"
 
 
-@contextmanager
-def saved_stages(folder: Path) -> Iterator[None]:
-    """MindSpore writes the stages into a folder while the block runs."""
-    wanted = {
-        "MS_DEV_SAVE_GRAPHS": "1",
-        "MS_DEV_SAVE_GRAPHS_PATH": str(folder),
-        "MS_DEV_DUMP_IR_PASSES": ",".join(STAGES),
-    }
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value
-
-
 def read_seconds(log: Path) -> dict[str, float]:
     """The seconds of the first compilation in a log by phase, `total` first; nothing where MindSpore told nothing."""
     found: dict[str, float] = {}
@@ -170,13 +152,11 @@ def _compiled(cell: Any, inputs: Sequence[Any]) -> tuple[bytes, Optional[str]]:
     """The graph before kernels are chosen, and what MindSpore says if it then finds none."""
     from mindspore.graph.api import _cell_graph_executor as executor
 
-    from mindmodel.debug.graph.operators import reason
-
     refused = None
     try:
         key, _ = executor.compile(cell, *inputs, phase="train", do_convert=False)
     except (AttributeError, NameError, RuntimeError, TypeError, ValueError) as error:
-        refused = reason(error)
+        refused = first_line(error)
         try:
             key, _ = executor.compile(cell, *inputs, phase="export.mindir", do_convert=False)
         except (AttributeError, NameError, RuntimeError, TypeError, ValueError):
@@ -187,24 +167,3 @@ def _compiled(cell: Any, inputs: Sequence[Any]) -> tuple[bytes, Optional[str]]:
 def _whole(refused: str) -> Missing:
     """Of a step that is refused, though none of its operators is when it stands alone."""
     return Missing(operator="(the whole step)", types="", count=1, reason=refused, places=(), where=())
-
-
-def _files(folder: Path) -> dict[str, Path]:
-    """The saved stages, in MindSpore's names; the first compilation's, if there were two."""
-    found: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*.ir"), key=lambda path: path.stat().st_mtime_ns):
-        for stage in STAGES:
-            if re.fullmatch(rf"(\d+_)?{stage}_\d+(_\d+)?\.ir", path.name):
-                found.setdefault(stage, path)
-    return found
-
-
-def read_stages(folder: Path) -> dict[str, str]:
-    """The text of each stage that MindSpore saved in a folder, by our names."""
-    return {STAGES[stage]: path.read_text(errors="replace") for stage, path in sorted(_files(folder).items())}
-
-
-def read_stage_sources(folder: Path, stage: str = OPTIMIZED) -> dict[str, Source]:
-    """The line of Python of each node of a saved stage, by the node's scope."""
-    path = _files(folder).get(next(theirs for theirs, ours in STAGES.items() if ours == stage))
-    return read_sources(path) if path else {}

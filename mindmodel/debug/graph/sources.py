@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from importlib.metadata import distribution
 from pathlib import Path
 from typing import Iterator, Optional
 
 import mindmodel
+from mindmodel.machine import package_folder
 
 SCOPE = re.compile(r"\s*# Fullname with scope: \((.*)\)")
 CALL = re.compile(r"\s*# In file (.+?):(\d+)(?:~\d+)?, \d+~\d+/(.*)")
@@ -33,7 +33,7 @@ def read_sources(path: Path) -> dict[str, Source]:
         path: a graph that MindSpore wrote with MS_DEV_SAVE_GRAPHS; below each node stands its scope, and then the calls
             that led to it, outermost first.
     """
-    framework = str(distribution("mindspore").locate_file("mindspore")) + "/"
+    framework = f"{package_folder('mindspore')}/"
     found: dict[str, Source] = {}
     with open(path, errors="replace") as file:
         for scope, calls in _nodes(file):

@@ -11,26 +11,25 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Iterator, Mapping, Sequence
+from typing import Any, Mapping, Sequence
 
 import numpy as np
 
+from mindmodel.debug.graph.nodes import SAME_VALUE, Nodes, in_model_order
 from mindmodel.debug.graph.sources import Source
 from mindmodel.dryrun.graph import Graph, Node, TensorType, ValueType
 from mindmodel.dryrun.kernels import CONTROL
-from mindmodel.dryrun.scopes import GRADIENTS, LAYER, STEP, of_any_layer, part_of, place_of
+from mindmodel.dryrun.scopes import GRADIENTS, STEP, of_any_layer, part_of, place_of
 from mindmodel.errors import GraphError
 from mindmodel.files import read_json
 
-CALL = "(call)"
-"""The kind of a node that calls a function of the graph."""
 UPDATES = re.compile("Adam.*|Assign.*|Momentum|.*Update")
 """Operators that write to a parameter among their operands."""
 OPTIMIZER = "/optimizer-"
 """In the scope of operators that update parameters, native ones too."""
 LARGE_BYTES = 1 << 10
 """From here on a constant that is held several times is worth a line."""
-PASSED_ON = ("Cast", "Depend", "Load", "Reshape", "Transpose", "TupleGetItem")
+PASSED_ON = (*SAME_VALUE, "Cast", "Reshape", "Transpose", "TupleGetItem")
 """Operators whose result is what they read."""
 NUM_TENSORS = 20
 FORMAT = 1
@@ -210,9 +209,9 @@ def summarize(
         recipe=recipe,
         device=device,
         mindspore=version("mindspore"),
-        kinds=dict(Counter(map(reader.kind, reader.nodes)).most_common()),
+        kinds=dict(Counter(map(reader.kind, reader.counted)).most_common()),
         layers=reader.layers(),
-        parameters=reader.parameters(),
+        parameters=reader.parameter_groups(),
         constants=reader.constants(),
         tensors=reader.tensors(),
         casts=reader.casts(),
@@ -221,24 +220,16 @@ def summarize(
     )
 
 
-class _Reader:
-    """A graph, with what is looked up in it."""
+class _Reader(Nodes):
+    """All nodes of a graph, with their types and lines."""
 
     def __init__(self, graph: Graph, sources: Mapping[str, Source]):
-        self.graph, self.sources = graph, sources
-        self.all_nodes = [node for function in graph.functions.values() for node in function.nodes]
-        self.nodes = [node for node in self.all_nodes if self.kind(node) not in CONTROL]
-
-    def kind(self, node: Node) -> str:
-        primitive = self.graph.primitives.get(node.target)
-        if primitive is None:
-            return CALL
-        kernel = primitive.attributes.get("func_name") if primitive.name == "Custom" else None
-        return f"{primitive.name}:{kernel.rpartition(':')[2]}" if isinstance(kernel, str) else primitive.name
+        super().__init__(graph, [node for function in graph.functions.values() for node in function.nodes])
+        self.sources = sources
+        self.counted = [node for node in self.all if self.kind(node) not in CONTROL]
 
     def where(self, node: Node) -> str:
-        source = self.sources.get(node.scope)
-        return str(source) if source else ""
+        return str(self.sources.get(node.scope, ""))
 
     @cached_property
     def types(self) -> dict[str, ValueType]:
@@ -246,33 +237,16 @@ class _Reader:
         found: dict[str, ValueType] = {parameter.key: parameter.type for parameter in self.graph.parameters}
         for function in self.graph.functions.values():
             found.update((value.key, value.type) for value in function.inputs)
-        found.update((node.output, node.type) for node in self.all_nodes)
+        found.update((node.output, node.type) for node in self.all)
         for key, value in self.graph.constants.items():
             if isinstance(value, np.ndarray):
                 found[key] = TensorType(dtype=value.dtype, shape=value.shape)
         return found
 
-    @cached_property
-    def makers(self) -> dict[str, Node]:
-        """The node that made each value."""
-        return {node.output: node for node in self.all_nodes}
-
-    @cached_property
-    def readers(self) -> dict[str, Node]:
-        """The first node that reads each value."""
-        return {key: node for node in reversed(self.all_nodes) for key in node.inputs}
-
     def origin(self, node: Node) -> str:
         """The parameter or the Cell whose value an operator of one operand passes on."""
-        key = node.inputs[0]
-        while (maker := self.makers.get(key)) is not None and self.kind(maker) in PASSED_ON and maker.inputs:
-            key = maker.inputs[0]
-        return self.names.get(key) or place_of(maker.scope if maker else node.scope)
-
-    @cached_property
-    def names(self) -> dict[str, str]:
-        """Of the parameters."""
-        return {parameter.key: parameter.name for parameter in self.graph.parameters}
+        key = self.behind(node.inputs[0], PASSED_ON)
+        return self.parameters.get(key) or place_of(self.makers.get(key, node).scope)
 
     def place(self, node: Node) -> str:
         """The Cell of a node; of a cast, of what is cast."""
@@ -280,12 +254,13 @@ class _Reader:
 
     def layers(self) -> dict[str, tuple[int, int]]:
         counts: dict[str, list[int]] = {}
-        for node in self.nodes:
+        for node in self.counted:
             counts.setdefault(part_of(self.place(node)), [0, 0])[node.scope.startswith(GRADIENTS)] += 1
-        return {part: (own, made) for part, (own, made) in sorted(counts.items(), key=lambda item: _in_order(item[0]))}
+        return {part: (counts[part][0], counts[part][1]) for part in sorted(counts, key=in_model_order)}
 
-    def parameters(self) -> tuple[ParameterGroup, ...]:
-        written = {key for node in self.nodes if self._updates(node) for key in self._operands(node)}
+    def parameter_groups(self) -> tuple[ParameterGroup, ...]:
+        updates = (node for node in self.counted if UPDATES.fullmatch(self.kind(node)) or OPTIMIZER in node.scope)
+        written = {leaf for node in updates for key in node.inputs for leaf in self.leaves(key)}
         groups = Counter((of_any_layer(p.name), str(p.type), p.key in written) for p in self.graph.parameters)
         sizes = {str(p.type): num_bytes_of(p.type) for p in self.graph.parameters}
         rows = [
@@ -293,17 +268,6 @@ class _Reader:
             for (name, kind, updated), count in groups.items()
         ]
         return _largest_first(rows)
-
-    def _updates(self, node: Node) -> bool:
-        return bool(UPDATES.fullmatch(self.kind(node))) or OPTIMIZER in node.scope
-
-    def _operands(self, node: Node) -> Iterator[str]:
-        """Those of the tuples among them too, and what is behind a Load."""
-        for key in node.inputs:
-            yield key
-            maker = self.makers.get(key)
-            if maker is not None and self.kind(maker) in ("MakeTuple", "Load", "Depend"):
-                yield from self._operands(maker)
 
     def constants(self) -> tuple[ConstantGroup, ...]:
         groups: dict[tuple[str, str], list[str]] = {}
@@ -314,7 +278,7 @@ class _Reader:
         return _largest_first([self._constant(kind, keys) for (kind, _), keys in groups.items()])
 
     def _constant(self, kind: str, keys: Sequence[str]) -> ConstantGroup:
-        node = next((self.readers[key] for key in keys if key in self.readers), None)
+        node = next((self.readers[key][0] for key in keys if key in self.readers), None)
         num_bytes = sum(num_bytes_of(self.types[key]) for key in keys)
         place, where = (place_of(node.scope), self.where(node)) if node else (STEP, "")
         return ConstantGroup(type=kind, copies=len(keys), num_bytes=num_bytes, place=place, where=where)
@@ -328,14 +292,14 @@ class _Reader:
                 place=self.place(node),
                 where=self.where(node),
             )
-            for node in self.nodes
+            for node in self.counted
             if isinstance(node.type, TensorType)
         ]
         return _largest_first(rows)[:NUM_TENSORS]
 
     def casts(self) -> tuple[CastGroup, ...]:
         groups: dict[tuple[str, str, str], list[Node]] = {}
-        for node in self.nodes:
+        for node in self.counted:
             if self.kind(node) == "Cast":
                 key = _dtype(self.types.get(node.inputs[0])), _dtype(node.type), of_any_layer(self.origin(node))
                 groups.setdefault(key, []).append(node)
@@ -355,12 +319,6 @@ def num_bytes_of(kind: ValueType) -> int:
 
 def _dtype(kind: ValueType) -> str:
     return kind.dtype.name if isinstance(kind, TensorType) else "number"
-
-
-def _in_order(part: str) -> tuple[int, int]:
-    """Layers in their order, what stands outside of them after them."""
-    layer = LAYER.fullmatch(part)
-    return (0, int(part.partition(".")[2])) if layer else (1, 0)
 
 
 def _largest_first(rows: Sequence[Any]) -> tuple[Any, ...]:

@@ -14,14 +14,13 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 
-from mindmodel.debug.graph.operators import BUNDLE, REFERENCE, reason
+from mindmodel.debug.graph.missing import BUNDLE, REFERENCE
+from mindmodel.debug.graph.nodes import SAME_VALUE, Nodes
 from mindmodel.dryrun.graph import Node, TensorType
 from mindmodel.dryrun.mindir import load_graph, model_class
-from mindmodel.errors import GraphError
+from mindmodel.errors import GraphError, first_line
 from mindmodel.parallel.graph_cache import GraphCache
 
-SAME_VALUE = ("Depend", "Load")
-"""Operators whose result is their first operand."""
 HELD_BYTES = 2**30
 """Of the results that are held at once; where there are more, the graph is computed several times."""
 
@@ -73,26 +72,14 @@ class Values:
     """
 
     def __init__(self, mindir: bytes, held_bytes: int = HELD_BYTES):
-        self.graph, self._mindir, self._held_bytes = load_graph(mindir), mindir, held_bytes
+        self.nodes, self._mindir, self._held_bytes = Nodes(load_graph(mindir)), mindir, held_bytes
         self._cells: dict[str, nn.Cell] = {}
-        self.makers = {node.output: node for node in self.graph.main.nodes}
-
-    def operator(self, node: Node) -> str:
-        """Of MindSpore."""
-        primitive = self.graph.primitives.get(node.target)
-        return primitive.name if primitive else node.target
-
-    def behind(self, key: str) -> str:
-        """The key of a value that others only name anew, or order."""
-        while key in self.makers and self.operator(self.makers[key]) in SAME_VALUE:
-            key = self.makers[key].inputs[0]
-        return key
 
     def tensors(self) -> list[Node]:
         """The nodes that give one tensor of numbers, in an order in which they can be computed."""
         return [
-            node for node in self.graph.main.nodes
-            if isinstance(node.type, TensorType) and self.operator(node) not in (*SAME_VALUE, "UpdateState")
+            node for node in self.nodes.all
+            if isinstance(node.type, TensorType) and self.nodes.kind(node) not in (*SAME_VALUE, "UpdateState")
         ]
 
     def compute(
@@ -113,7 +100,8 @@ class Values:
                     results = self._prepared(group, parameters)(*inputs)
                     arrays = [result.asnumpy() for result in (results if isinstance(results, tuple) else (results,))]
             except (MemoryError, RuntimeError, TypeError, ValueError) as error:
-                raise GraphError(f"results of operators cannot be had: {reason(error)}. --debug shows all.") from error
+                said = first_line(error)
+                raise GraphError(f"results of operators cannot be had: {said}. --debug shows all.") from error
             yield from zip(group, arrays)
 
     def _prepared(self, group: Sequence[Node], parameters: Mapping[str, Tensor]) -> nn.Cell:

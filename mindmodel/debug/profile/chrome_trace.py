@@ -9,19 +9,17 @@ from __future__ import annotations
 from typing import Any, Iterator, Mapping
 
 from mindmodel.debug.profile.flop import flop_of
-from mindmodel.debug.profile.step_profile import DATA, Placed, Recording, Step
+from mindmodel.debug.profile.places import Placed, placed_kernels
+from mindmodel.debug.profile.recording import Recording, Step
+from mindmodel.debug.profile.step_profile import DATA
 
 STEPS, KERNELS = 0, 1
 """Rows of the picture."""
 
 
-def chrome_trace(recording: Recording, placed: Mapping[str, Placed], title: str) -> dict[str, Any]:
-    """The trace as a JSON object; time begins with the first step.
-
-    Args:
-        placed: the kernels by scope.
-    """
-    begin = recording.steps[0].begin_ns
+def chrome_trace(recording: Recording, title: str) -> dict[str, Any]:
+    """The trace as a JSON object; time begins with the first step."""
+    placed, begin = placed_kernels(recording), recording.steps[0].begin_ns
     events = [_named("process_name", title), _named("thread_name", "steps", STEPS)]
     events += [_named("thread_name", "kernels", KERNELS)]
     for number, step in enumerate(recording.steps, 1):

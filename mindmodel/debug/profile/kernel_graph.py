@@ -14,6 +14,7 @@ from typing import Container, Iterable, Iterator, Mapping, Optional, Sequence
 import ml_dtypes
 import numpy as np
 
+from mindmodel.debug.graph.sources import SCOPE
 from mindmodel.dryrun.graph import TensorType
 from mindmodel.dryrun.kernels import CONTROL
 from mindmodel.errors import GraphError
@@ -22,7 +23,6 @@ FUNCTION = re.compile(r"subgraph @(\S+?)\(")
 NODE = re.compile(r"  (%\d+)\([^)]*\) = (call @\S+?|\w+)\((.*)")
 RETURN = re.compile(r"  Return\((%\S+)\)")
 KERNEL_TYPES = re.compile(r"<(\w+)xDefaultFormat\[const vector\]\{([\d, ]*)\}>")
-SCOPE = re.compile(r"\s*# Fullname with scope: \((.*)\)")
 LIBRARY_FUNCTION = re.compile(r'func_name: "[^"]*:(\w+)"')
 PARAMETER, VALUE = re.compile(r"%para\d+_([\w.]+)"), re.compile(r"%(?:\d+|para\d+_[\w.]+)")
 BOOLEAN = re.compile(r"Bool\((\d)\)")

@@ -5,7 +5,9 @@ from __future__ import annotations
 from html import escape
 from typing import Iterator, Mapping, Sequence
 
-from mindmodel.debug.profile.step_profile import DATA, PHASES, REST, MemoryUse, StepProfile
+from mindmodel.debug.profile.memory import MemoryUse
+from mindmodel.debug.profile.places import PHASES
+from mindmodel.debug.profile.step_profile import DATA, REST, StepProfile
 from mindmodel.dryrun.html import document, legend, table
 from mindmodel.dryrun.live_text import mib
 

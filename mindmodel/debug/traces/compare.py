@@ -12,7 +12,7 @@ from typing import Iterable, Iterator, Optional
 
 import numpy as np
 
-from mindmodel.debug.traces.trace import KINDS, LOGITS, Trace, flow
+from mindmodel.debug.traces.trace import KINDS, LOGITS, Trace, flow_among
 from mindmodel.errors import TraceError
 
 LOSS, GRAD_NORM = "loss", "grad_norm"
@@ -33,23 +33,32 @@ SHOWN_MISFITS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Difference:
+class Apart:
+    """How far two arrays are apart.
+
+    Attributes:
+        largest: absolute difference.
+        relative: the largest one, relative to the number or, where that is larger, to the array's root mean square.
+        typical: root mean square of the difference over that of the array.
+    """
+
+    largest: float = 0.0
+    relative: float = 0.0
+    typical: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference(Apart):
     """Of one place in two traces.
 
     Attributes:
         kind, place: as in Trace; the loss is an activation, the gradient norm a weight_grad.
-        largest: absolute difference.
-        relative: the largest one, relative to the number or, where that is larger, to the array's root mean square.
-        typical: root mean square of the difference over that of the array.
         explained: the typical difference that rounding and the differences of its inputs explain.
         beyond: whether it is more than that.
     """
 
     kind: str
     place: str
-    largest: float
-    relative: float
-    typical: float
     explained: float
     beyond: bool
 
@@ -120,30 +129,21 @@ def _fresh(one: Trace, other: Trace) -> float:
     return FRESH[first, second]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Apart:
-    """How far two arrays are apart; see Difference."""
-
-    largest: float = 0.0
-    relative: float = 0.0
-    typical: float = 0.0
-
-
-def _apart(one: np.ndarray, other: np.ndarray) -> _Apart:
+def _apart(one: np.ndarray, other: np.ndarray) -> Apart:
     """Not a number is infinitely far from a number, and equal to itself."""
     one, other = one.astype(np.float32), other.astype(np.float32)
     with np.errstate(all="ignore"):
         alike = (one == other) | (np.isnan(one) & np.isnan(other))
         if alike.all():
-            return _Apart()
+            return Apart()
         apart = np.where(alike, 0, np.abs(one - other))
         apart[np.isnan(apart)] = np.inf
         size = np.fmax(np.abs(one), np.abs(other))
         size[~np.isfinite(size)] = 0
         rms = _root_mean_square(size)
-        return _Apart(
+        return Apart(
             largest=float(apart.max()),
-            relative=float((apart / np.maximum(size, rms)).max()),
+            relative=float(np.nanmax(apart / np.maximum(size, rms))),  # among zeros those that agree are 0 / 0
             typical=_root_mean_square(apart) / rms if rms > 0 else np.inf,
         )
 
@@ -160,10 +160,9 @@ class _Pair:
         self.fresh = _fresh(one, other)
         common = {(kind, place) for kind in KINDS for place in one.tensors[kind] if place in other.tensors[kind]}
         self.compared = {kind for kind, _ in common}
-        layers = [int(place.split(".")[1]) for _, place in common if place.startswith("layers.")]
-        self.flow = flow(max(layers, default=-1) + 1)
-        self.apart: dict[tuple[str, str], _Apart] = {}
-        self.guessed: dict[tuple[str, str], _Apart] = {}
+        self.flow = flow_among(place for _, place in common)
+        self.apart: dict[tuple[str, str], Apart] = {}
+        self.guessed: dict[tuple[str, str], Apart] = {}
 
     def arrays(self, kind: str, place: str) -> Optional[tuple[np.ndarray, np.ndarray]]:
         mine, others = self.one.tensors[kind], self.other.tensors[kind]
@@ -181,33 +180,34 @@ class _Pair:
             return
         apart = self.apart[kind, place] = _apart(*arrays)
         beyond = apart.typical > explained or apart.relative > TAIL * explained + GAIN * tail
-        yield _row(kind, place, apart, explained, beyond)
+        yield Difference(kind=kind, place=place, **vars(apart), explained=explained, beyond=beyond)
 
     def scalar(self, kind: str, place: str, explained: float) -> Difference:
         """Of a number of the traces themselves."""
         one, other = (np.array([getattr(trace, place)]) for trace in (self.one, self.other))
         apart = _apart(one, other)
-        return _row(kind, place, apart, explained, apart.typical > explained)
+        beyond = apart.typical > explained
+        return Difference(kind=kind, place=place, **vars(apart), explained=explained, beyond=beyond)
 
-    def inputs(self, place: str) -> _Apart:
+    def inputs(self, place: str) -> Apart:
         """How far apart the sum is that an activation is computed from."""
         known = [arrays for arrays in (self.arrays("activation", name) for name in self.flow[place]) if arrays]
         if len(known) == len(self.flow[place]) > 1:
             return _apart(*(sum(array.astype(np.float32) for array in side) for side in zip(*known)))
         return _widest(self.reached(name) for name in self.flow[place])
 
-    def reached(self, place: str) -> _Apart:
+    def reached(self, place: str) -> Apart:
         """Of an activation; where one of the two lacks it, of what it is computed from."""
         return self.apart.get(("activation", place)) or self.supposed("activation", place, self.flow[place])
 
-    def supposed(self, kind: str, place: str, inputs: Iterable[str]) -> _Apart:
+    def supposed(self, kind: str, place: str, inputs: Iterable[str]) -> Apart:
         """Of a place that was not compared, from those before it. Where none of a kind was, each place adds its own
         rounding, as independent errors add."""
         if (kind, place) not in self.guessed:
             reached = self.reached if kind == "activation" else self.reached_grad
             own = 0.0 if kind in self.compared else self.fresh
             widest = _widest(map(reached, inputs))
-            self.guessed[kind, place] = _Apart(
+            self.guessed[kind, place] = Apart(
                 largest=widest.largest,
                 relative=float(np.hypot(widest.relative, TAIL * own)),
                 typical=float(np.hypot(widest.typical, own)),
@@ -233,7 +233,7 @@ class _Pair:
             explained = self.fresh + GAIN * (grads.typical + values.typical)
             yield from self.measure("activation_grad", place, explained, max(grads.relative, values.relative))
 
-    def reached_grad(self, place: str) -> _Apart:
+    def reached_grad(self, place: str) -> Apart:
         """Of the gradient by an activation; where one of the two lacks it, of those that it is computed from."""
         users = (name for name, inputs in self.flow.items() if place in inputs)
         return self.apart.get(("activation_grad", place)) or self.supposed("activation_grad", place, users)
@@ -266,8 +266,9 @@ class _Pair:
             if arrays is None:
                 continue
             apart, allowed = _apart(*arrays), self.allowed(name, one)
+            explained = _root_mean_square(allowed) / max(_root_mean_square(one), 1e-30)
             beyond = bool((np.abs(arrays[0] - arrays[1]) > allowed).any()) or not np.isfinite(apart.largest)
-            yield _row("weight", name, apart, _root_mean_square(allowed) / max(_root_mean_square(one), 1e-30), beyond)
+            yield Difference(kind="weight", place=name, **vars(apart), explained=explained, beyond=beyond)
 
     def allowed(self, name: str, weight: np.ndarray) -> np.ndarray:
         """Difference of every number of a weight that those of the gradients explain."""
@@ -282,17 +283,10 @@ class _Pair:
         return rounding + lr * np.minimum(2.0, 4.0 * (np.where(apart == 0, 0, turned) + scaled))
 
 
-def _widest(many: Iterable[_Apart]) -> _Apart:
+def _widest(many: Iterable[Apart]) -> Apart:
     found = list(many)
-    return _Apart(
+    return Apart(
         largest=max((one.largest for one in found), default=0.0),
         relative=max((one.relative for one in found), default=0.0),
         typical=max((one.typical for one in found), default=0.0),
-    )
-
-
-def _row(kind: str, place: str, apart: _Apart, explained: float, beyond: bool) -> Difference:
-    return Difference(
-        kind=kind, place=place, largest=apart.largest, relative=apart.relative, typical=apart.typical,
-        explained=explained, beyond=beyond,
     )

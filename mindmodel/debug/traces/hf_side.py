@@ -17,7 +17,7 @@ import numpy as np
 from mindmodel.convert.folder import read_model, read_tensors
 from mindmodel.data.loader import IGNORED
 from mindmodel.debug.traces.inputs import Inputs
-from mindmodel.debug.traces.trace import LOGITS, Trace, places
+from mindmodel.debug.traces.trace import LOGITS, Trace, clip_scale, global_norm, places
 from mindmodel.errors import TraceError
 from mindmodel.models.family import Family, parameter_shapes
 from mindmodel.models.weight_rules import Join, Moved, active_rules, to_ours
@@ -26,7 +26,6 @@ from mindmodel.tensor_file import LazyTensor
 
 NEEDED = ("torch", "transformers")
 WEIGHT, EMBEDDING = ".weight", "embedding.weight"
-CLIP_EPS = 1e-6
 LAYER, HEAD = "model.layers.{layer}", "lm_head"
 INPUTS_OF = {"attention.causal_attention": "self_attn.o_proj", "mlp.swiglu": "mlp.down_proj"}
 """Places of a layer whose arrays are what a module of theirs is given."""
@@ -57,7 +56,7 @@ def trace_hugging_face(folder: Path, inputs: Inputs, dtype: str, recipe: Optiona
     objective.backward()
     theirs = {name: _array(parameter.grad.float()) for name, parameter in network.named_parameters()}
     gradients = _ours(family, model, theirs, folder)
-    norm = float(np.sqrt(sum(np.sum(np.square(gradient, dtype=np.float64)) for gradient in gradients.values())))
+    norm = global_norm(gradients)
     return Trace(
         source=f"{folder}, {type(network).__name__} of transformers {transformers.__version__} on torch",
         dtype=dtype,
@@ -67,8 +66,8 @@ def trace_hugging_face(folder: Path, inputs: Inputs, dtype: str, recipe: Optiona
         library="torch",
         batch=inputs.batch,
         tensors={
-            "activation": _by_place(family, model, taken.outputs(), taken.inputs()),
-            "activation_grad": _activation_gradients(family, model, taken),
+            "activation": _by_place(family, model, *taken.arrays()),
+            "activation_grad": _in_float32(_by_place(family, model, *taken.arrays(gradients=True))),
             "weight_grad": gradients,
             "weight": _updated(torch, weights, gradients, norm, recipe, inputs.lr) if recipe else {},
         },
@@ -132,13 +131,9 @@ class _Taken:
 
         return keep
 
-    def outputs(self, gradients: bool = False) -> Arrays:
-        """By module, [tokens, columns]; or the gradients by them."""
-        return _arrays(self._outputs, gradients)
-
-    def inputs(self, gradients: bool = False) -> Arrays:
-        """As outputs, of what the modules are given."""
-        return _arrays(self._inputs, gradients)
+    def arrays(self, gradients: bool = False) -> tuple[Arrays, Arrays]:
+        """What modules give, and what they are given, by module, [tokens, columns]; or the gradients by that."""
+        return _arrays(self._outputs, gradients), _arrays(self._inputs, gradients)
 
 
 def _arrays(tensors: Mapping[str, Any], gradients: bool) -> Arrays:
@@ -182,7 +177,7 @@ def _by_place(family: Family, model: ModelSection, outputs: Arrays, inputs: Arra
     rules = {rule.ours.removesuffix(WEIGHT): rule for rule in active_rules(family.rules, model)}
     found = {}
     for place in places(model):
-        _, number, name = (*place.split(".", 2), "", "")[:3]
+        number, _, name = place.removeprefix("layers.").partition(".")
         layer = LAYER.format(layer=number)
         if place == LOGITS:
             found[place] = outputs[HEAD]
@@ -193,9 +188,9 @@ def _by_place(family: Family, model: ModelSection, outputs: Arrays, inputs: Arra
     return found
 
 
-def _activation_gradients(family: Family, model: ModelSection, taken: _Taken) -> Arrays:
-    found = _by_place(family, model, taken.outputs(gradients=True), taken.inputs(gradients=True))
-    return {place: array.astype(np.float32) for place, array in found.items() if place != LOGITS}
+def _in_float32(gradients: Arrays) -> Arrays:
+    """Those that a trace has."""
+    return {place: array.astype(np.float32) for place, array in gradients.items() if place != LOGITS}
 
 
 def _joined(rule: Moved, model: ModelSection, outputs: Arrays) -> np.ndarray:
@@ -212,13 +207,14 @@ def _updated(
     optim, train = recipe.optim, recipe.train
     if train.check_finite != "none" and not np.isfinite(norm):
         return weights
-    scale = min(train.clip_norm / (norm + CLIP_EPS), 1.0) if train.clip_norm > 0 else 1.0
+    scale = clip_scale(norm, train.clip_norm)
     tensors = {name: torch.tensor(array, requires_grad=True) for name, array in weights.items()}
     for name, tensor in tensors.items():
         tensor.grad = torch.tensor(gradients[name] * np.float32(scale))
-    decayed = [t for name, t in tensors.items() if t.dim() > 1 and (optim.decay_embeddings or name != EMBEDDING)]
-    kept = [tensor for tensor in tensors.values() if not any(tensor is other for other in decayed)]
-    groups = [{"params": decayed, "weight_decay": optim.weight_decay}, {"params": kept, "weight_decay": 0.0}]
-    betas = optim.beta1, optim.beta2
-    torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, betas=betas, eps=optim.eps).step()
+    groups: dict[float, list[Any]] = {optim.weight_decay: [], 0.0: []}
+    for name, tensor in tensors.items():
+        is_decayed = tensor.dim() > 1 and (optim.decay_embeddings or name != EMBEDDING)
+        groups[optim.weight_decay if is_decayed else 0.0].append(tensor)
+    parameters = [{"params": group, "weight_decay": decay} for decay, group in groups.items()]
+    torch.optim.AdamW(parameters, lr=lr, betas=(optim.beta1, optim.beta2), eps=optim.eps).step()
     return {name: tensor.detach().numpy() for name, tensor in tensors.items()}

@@ -8,7 +8,8 @@ from typing import Optional
 
 import numpy as np
 
-from mindmodel.data.loader import Batch, TrainBatches
+from mindmodel.checkpoint.run_folder import RunFolder
+from mindmodel.data.loader import IGNORED, Batch, TrainBatches
 from mindmodel.data.tokens import TokenFile
 from mindmodel.errors import DataError
 from mindmodel.recipe.schema import Recipe
@@ -37,6 +38,12 @@ def inputs_of(recipe: Recipe, step: Optional[int] = None) -> Inputs:
     return Inputs(batch=_random_batch(recipe) if step is None else _batch_of(recipe, step), lr=lr)
 
 
+def filled_up(batch: Batch, rows: int) -> Batch:
+    """With as many sequences as are computed; those that are added do not count."""
+    missing = ((0, rows - len(batch.ids)), (0, 0))
+    return Batch(ids=np.pad(batch.ids, missing), labels=np.pad(batch.labels, missing, constant_values=IGNORED))
+
+
 def _random_batch(recipe: Recipe) -> Batch:
     """Drawn from the recipe's seed; labels are the tokens one further, as in a corpus."""
     random = np.random.default_rng(recipe.train.seed)
@@ -46,7 +53,7 @@ def _random_batch(recipe: Recipe) -> Batch:
 
 
 def _batch_of(recipe: Recipe, step: int) -> Batch:
-    folder = Path(recipe.data.path) if recipe.data.path is not None else Path(recipe.output) / "data"
+    folder = Path(recipe.data.path) if recipe.data.path is not None else RunFolder(Path(recipe.output)).data
     if not (folder / "train.idx").is_file():
         raise DataError(
             f"{folder}: there is no corpus, so the tokens of step {step} are not known. Train first, or leave the step "

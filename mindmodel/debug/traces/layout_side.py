@@ -13,9 +13,9 @@ from typing import Any, Mapping, Optional, Sequence
 
 import numpy as np
 
-from mindmodel.data.loader import IGNORED, Batch
-from mindmodel.debug.traces.inputs import Inputs
-from mindmodel.debug.traces.trace import LOGITS, Trace, places
+from mindmodel.data.loader import Batch
+from mindmodel.debug.traces.inputs import Inputs, filled_up
+from mindmodel.debug.traces.trace import LOGITS, Trace, clip_scale, places
 from mindmodel.dryrun.compile import Progress, compiled
 from mindmodel.dryrun.graph import Graph, TensorType
 from mindmodel.dryrun.interpret import Interpreter
@@ -33,7 +33,6 @@ from mindmodel.recipe.schema import Recipe
 MAX_DEVICES = 16
 MAX_PARAMETERS = 20_000_000
 """Executed in NumPy: each rank has its slices in float64, three times with the moments."""
-CLIP_EPS = 1e-6
 LOSS = "loss"
 """Begins the place of operators of the loss, which makes the logits."""
 INSIDE = {"causal_attention": "attention", "swiglu": "mlp"}
@@ -100,7 +99,7 @@ def trace_graphs(
     weights: Optional[Mapping[str, np.ndarray]] = None,
 ) -> Trace:
     """As trace_layout, from the graphs of all ranks and their slices of weights and optimizer state."""
-    whole = _filled_up(inputs.batch, recipe)
+    whole = _whole_batch(inputs.batch, recipe)
     found = [_activations(recipe, graph) for graph in graphs]
     keep = [{value.key for value in values.values()} for values in found]
     interpreter = Interpreter(graphs, _cut(recipe, slices, weights or {}), keep=keep)
@@ -122,16 +121,15 @@ def trace_graphs(
     )
 
 
-def _filled_up(batch: Batch, recipe: Recipe) -> Batch:
-    """With the sequences that only make it divide, which do not count."""
+def _whole_batch(batch: Batch, recipe: Recipe) -> Batch:
+    """Filled up so that it divides."""
     rows, seq_len = recipe.padded_sequences, recipe.data.seq_len
     if batch.ids.shape[0] > rows or batch.ids.shape[1] != seq_len:
         raise TraceError(
             f"recipe '{recipe.name}': its batch is [{rows}, {seq_len}], and {list(batch.ids.shape)} tokens are given. "
             "Use the same data.seq_len and train.tokens_per_step on both sides."
         )
-    missing = ((0, rows - batch.ids.shape[0]), (0, 0))
-    return Batch(ids=np.pad(batch.ids, missing), labels=np.pad(batch.labels, missing, constant_values=IGNORED))
+    return filled_up(batch, rows)
 
 
 def _cut(
@@ -150,9 +148,8 @@ def _cut(
 
 def _gradients(recipe: Recipe, moments: Arrays, norm: float) -> Arrays:
     """Of the mean loss, before clipping, from a rank's first moments after the first step."""
-    clip_norm = recipe.train.clip_norm
-    scale = min(clip_norm / (norm + CLIP_EPS), 1.0) if clip_norm > 0 else 1.0
-    return {name: moment / ((1.0 - recipe.optim.beta1) * scale) for name, moment in moments.items()}
+    scale = (1.0 - recipe.optim.beta1) * clip_scale(norm, recipe.train.clip_norm)
+    return {name: moment / scale for name, moment in moments.items()}
 
 
 def _whole(recipe: Recipe, ranks: Sequence[Mapping[str, np.ndarray]]) -> Arrays:

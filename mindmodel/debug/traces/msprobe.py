@@ -21,7 +21,7 @@ import ml_dtypes
 import numpy as np
 
 from mindmodel.data.loader import Batch
-from mindmodel.debug.traces.trace import LOGITS, Trace, flow
+from mindmodel.debug.traces.trace import LOGITS, Trace, flow_among, global_norm, refuse_other_folder
 from mindmodel.errors import TraceError
 from mindmodel.files import file_inside, read_json, sync_folder, write_folder_safely, write_text_safely
 
@@ -30,7 +30,6 @@ STEP = "step0/rank0"
 """Of the one step that is written."""
 ENTRY = re.compile(r"Cell\.(?P<path>.+)\.(?P<kind>\w+)\.(?P<what>forward|backward|parameters_grad)\.0")
 """Of the first call of a Cell."""
-LAYER = re.compile(r"layers\.(\d+)")
 DTYPES = {"float32": "Float32", "bfloat16": "BFloat16", "int32": "Int32"}
 CLASSES = {
     "embedding": "Embedding", "attention_norm": "ResidualNorm", "mlp_norm": "ResidualNorm", "norm": "RMSNorm",
@@ -54,21 +53,15 @@ def write_dump(trace: Trace, folder: Path) -> Path:
         OSError: as the system reports it.
     """
     folder = Path(folder)
-    refuse_other_folder(folder)
+    refuse_no_dump(folder)
     with write_folder_safely(folder) as new:
-        writer = _Writer(trace, new / STEP)
-        writer.write()
+        _Writer(trace, new / STEP).write()
     return folder / STEP
 
 
-def refuse_other_folder(folder: Path) -> None:
-    """A dump replaces an older dump and nothing else.
-
-    Raises:
-        TraceError: if something else stands there.
-    """
-    if folder.exists() and not (folder / STEP / DUMP).is_file():
-        raise TraceError(f"{folder}: exists and is no dump of msprobe's layout. Choose a new folder.")
+def refuse_no_dump(folder: Path) -> None:
+    """As refuse_other_folder, where a dump is written."""
+    refuse_other_folder(folder, f"{STEP}/{DUMP}", "dump of msprobe's layout")
 
 
 class _Writer:
@@ -234,12 +227,11 @@ class _Reader:
         scale = np.float32(1.0 / (num_labels * seed)) if seed else np.float32(np.nan)
         gradients = {name: array * scale for name, array in self._weight_grads()}
         activations = dict(self._outputs("forward", "output"))
-        norm = np.sqrt(sum(np.sum(np.square(array, dtype=np.float64)) for array in gradients.values()))
         return Trace(
             source=f"{self.folder}, dumped by msprobe",
             dtype=next((array.dtype.name for array in activations.values()), "float32"),
             loss=float(self._needed("loss", "forward", "output", 1)) / num_labels,
-            grad_norm=float(norm),
+            grad_norm=global_norm(gradients),
             lr=0.0,
             batch=self._batch(tokens, labels),
             tensors={
@@ -264,8 +256,7 @@ class _Reader:
 
     def _outputs(self, what: str, key: str) -> Iterator[tuple[str, np.ndarray]]:
         """What the Cells of our places give, or the gradients by it, in the order of the forward pass."""
-        layers = {int(match[1]) for place, _ in self.entries if (match := LAYER.match(place))}
-        for place in flow(max(layers, default=-1) + 1):
+        for place in flow_among(place for place, _ in self.entries):
             array = self._array(place, what, key, _branch(place))
             if array is not None:
                 yield place, array.reshape(-1, array.shape[-1])

@@ -13,7 +13,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Optional, Sequence
+from typing import Optional, Sequence
 
 from mindmodel.convert.folder import CONFIG
 from mindmodel.debug.traces.hf_side import trace_hugging_face
@@ -80,17 +80,12 @@ class Side(ABC):
         """Compute it, or read it.
 
         Args:
-            other: the other side's, for one that follows.
+            other: the other side's, if this one follows.
         """
 
 
 class TraceFolder(Side):
     """A trace that was written before."""
-
-    @classmethod
-    def recognise(cls, text: str, common: Common) -> Optional[Side]:
-        """A folder with a trace."""
-        return cls(text) if (Path(text) / INDEX_NAME).is_file() else None
 
     def trace(self, other: Optional[Trace], terminal: Terminal) -> Trace:
         """Read it."""
@@ -100,16 +95,16 @@ class TraceFolder(Side):
 class RecipeSide(Side):
     """A recipe, with settings of this side alone: RECIPE or RECIPE:key=value,key=value."""
 
+    recipe: Recipe
+
     def __init__(self, text: str, common: Common) -> None:
         super().__init__(text)
         self.path, own = split_settings(text)
         self.keys, self.common = [*common.overrides, *own], common
-        self.recipe = load_recipe(self.path, self.keys, single=common.single, shrink=common.shrink)
+        self._load()
 
-    @classmethod
-    def recognise(cls, text: str, common: Common) -> Optional[Side]:
-        """A file, whose errors are then a recipe's."""
-        return cls(text, common) if Path(split_settings(text)[0]).is_file() else None
+    def _load(self) -> None:
+        self.recipe = load_recipe(self.path, self.keys, single=self.common.single, shrink=self.common.shrink)
 
     def beside(self, other: Side) -> None:
         """As Side's: the tokens of a dump are taken."""
@@ -117,16 +112,16 @@ class RecipeSide(Side):
 
     def begin_with(self, weights: str) -> None:
         """Take these weights, unless the recipe names others."""
-        if self.recipe is not None and self.recipe.train.init_from is None:
+        if self.recipe.train.init_from is None:
             self.keys.append(f"train.init_from={weights}")
-            self.recipe = load_recipe(self.path, self.keys, single=self.common.single, shrink=self.common.shrink)
+            self._load()
 
     def trace(self, other: Optional[Trace], terminal: Terminal) -> Trace:
         """Compute it."""
         with tempfile.TemporaryDirectory(prefix="mindmodel-trace-") as name, terminal.working(f"computing {self.text}"):
             folder, like = Path(name, "trace"), Path(name, "like")
             arguments = ["trace", self.path, *self.keys, *self.common.arguments(), "--out", str(folder)]
-            if self.follows and other is not None:
+            if other is not None:
                 write_trace(other, like)
                 arguments += ["--like", str(like)]
             run_command("debug", *arguments, "--json")
@@ -136,18 +131,11 @@ class RecipeSide(Side):
 class LayoutSide(RecipeSide):
     """A recipe for several devices, whose ranks are compiled and executed in NumPy."""
 
-    @classmethod
-    def recognise(cls, text: str, common: Common) -> Optional[Side]:
-        """A file with degrees above one."""
-        side = cls(text, common) if Path(split_settings(text)[0]).is_file() else None
-        return side if side is not None and side.recipe is not None and num_devices_of(side.recipe) > 1 else None
-
     def trace(self, other: Optional[Trace], terminal: Terminal) -> Trace:
         """As Side's, in this process: MindSpore is in one beside it."""
-        assert self.recipe is not None
         recipe = sized(self.recipe)
         inputs = inputs_of(recipe, self.common.step)
-        if self.follows and other is not None:
+        if other is not None:
             inputs = Inputs(batch=other.batch, lr=inputs.lr)
         weights = None if recipe.train.init_from is None else initial_weights(recipe).weights
         num_devices = num_devices_of(recipe)
@@ -162,11 +150,6 @@ class HuggingFaceSide(Side):
     """A Hugging Face folder, computed by transformers on torch; a recipe beside it begins with its weights."""
 
     follows = True
-
-    @classmethod
-    def recognise(cls, text: str, common: Common) -> Optional[Side]:
-        """A folder with config.json."""
-        return cls(text) if (Path(text) / CONFIG).is_file() else None
 
     def beside(self, other: Side) -> None:
         """As Side's: a recipe is given the folder's weights."""
@@ -187,10 +170,9 @@ class DumpSide(Side):
 
     leads = True
 
-    @classmethod
-    def recognise(cls, text: str, common: Common) -> Optional[Side]:
-        """A folder with dump.json, or one with a single step and rank of it."""
-        return cls(text) if find_dump(Path(text)) else None
+    def __init__(self, text: str, folder: Path) -> None:
+        super().__init__(text)
+        self.folder = folder
 
     def beside(self, other: Side) -> None:
         """As Side's: it tells where sequences end.
@@ -207,17 +189,9 @@ class DumpSide(Side):
 
     def trace(self, other: Optional[Trace], terminal: Terminal) -> Trace:
         """As Side's; only read."""
-        folder = find_dump(Path(self.text))
-        assert folder is not None
         if other is not None and self.follows:
-            return read_dump(folder, other.batch.ids.shape[1])
-        return read_dump(folder, self.other.recipe.data.seq_len if self.other.recipe else None)
-
-
-KINDS_OF_SIDES: tuple[Callable[[str, Common], Optional[Side]], ...] = (
-    TraceFolder.recognise, DumpSide.recognise, HuggingFaceSide.recognise, LayoutSide.recognise, RecipeSide.recognise,
-)
-"""The first that recognises a text has it."""
+            return read_dump(self.folder, other.batch.ids.shape[1])
+        return read_dump(self.folder, self.other.recipe.data.seq_len if self.other.recipe else None)
 
 
 def split_settings(text: str) -> tuple[str, list[str]]:
@@ -227,16 +201,22 @@ def split_settings(text: str) -> tuple[str, list[str]]:
 
 
 def side_of(text: str, common: Common) -> Side:
-    """What a user means; nothing is computed yet.
+    """What a user means, by the files that are there; nothing is computed yet.
 
     Raises:
         TraceError: if it is nothing that can be traced.
         RecipeError: if it is a recipe with faults.
     """
-    for recognise in KINDS_OF_SIDES:
-        side = recognise(text, common)
-        if side is not None:
-            return side
+    path = Path(text)
+    if (path / INDEX_NAME).is_file():
+        return TraceFolder(text)
+    if dump := find_dump(path):
+        return DumpSide(text, dump)
+    if (path / CONFIG).is_file():
+        return HuggingFaceSide(text)
+    if Path(split_settings(text)[0]).is_file():
+        side = RecipeSide(text, common)
+        return LayoutSide(text, common) if num_devices_of(side.recipe) > 1 else side
     raise TraceError(
         f"{text}: neither a recipe nor a trace. A side of a comparison is RECIPE, RECIPE:key=value,key=value, a folder "
         "that `mindmodel debug trace` wrote, a Hugging Face folder, or a dump of msprobe."
@@ -261,7 +241,7 @@ def open_sides(texts: Sequence[str], common: Common, terminal: Terminal) -> tupl
         later = second.trace(None, terminal)
         return first.trace(later, terminal), later
     earlier = first.trace(None, terminal)
-    return earlier, second.trace(earlier, terminal)
+    return earlier, second.trace(earlier if second.follows else None, terminal)
 
 
 def _refuse_other_models(first: Side, second: Side) -> None:

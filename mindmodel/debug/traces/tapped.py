@@ -16,11 +16,9 @@ import ml_dtypes
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
-from mindmodel.data.loader import IGNORED
-from mindmodel.debug.graph.operators import reason
-from mindmodel.debug.traces.inputs import Inputs
+from mindmodel.debug.traces.inputs import Inputs, filled_up
 from mindmodel.debug.traces.trace import LOGITS, Trace, flow, places
-from mindmodel.errors import GraphError
+from mindmodel.errors import GraphError, first_line
 from mindmodel.models.decoder import DTYPES, Decoder
 from mindmodel.parallel.runtime import Runtime
 from mindmodel.recipe.schema import Recipe
@@ -52,15 +50,8 @@ class Tapped(nn.Cell):
         self.value = Parameter(empty, name=f"{place}/value")
         self.gradient = Parameter(empty, name=f"{place}/gradient")
 
-    def construct(self, x):
-        return self.keep(self.cell(x), self.value, self.gradient)
-
-
-class TappedAttention(Tapped):
-    """Attention, which is given the norms of its heads too. Inputs and outputs: as the Cell's."""
-
-    def construct(self, x, q_norm, k_norm):
-        return self.keep(self.cell(x, q_norm, k_norm), self.value, self.gradient)
+    def construct(self, *inputs):
+        return self.keep(self.cell(*inputs), self.value, self.gradient)
 
 
 class TappedBranch(Tapped):
@@ -71,8 +62,8 @@ class TappedBranch(Tapped):
         return x, self.keep(branch, self.value, self.gradient)
 
 
-TAPS = {"attention_norm": TappedBranch, "mlp_norm": TappedBranch, "causal_attention": TappedAttention}
-"""By a Cell's name; the others take one input and have one output."""
+BRANCHES = ("attention_norm", "mlp_norm")
+"""Names of the Cells that have two outputs; the others have one."""
 
 
 def _child(cell: nn.Cell, name: str) -> nn.Cell:
@@ -93,7 +84,8 @@ def tap(decoder: Decoder, columns: Mapping[str, int], rows: int, dtype: str) -> 
         *path, name = place.split(".")
         holder = functools.reduce(_child, path, decoder)
         empty = Tensor(np.zeros((rows, count), np.float32), DTYPES[dtype])
-        taps.append(TAPS.get(name, Tapped)(_child(holder, name), place, empty))
+        tapped = TappedBranch if name in BRANCHES else Tapped
+        taps.append(tapped(_child(holder, name), place, empty))
         if name.isdigit():
             holder[int(name)] = taps[-1]
         else:
@@ -163,6 +155,11 @@ class TracedSteps:
         hold_first(self._built, recipe, 0, initial)
         self._step = tapped_step(recipe, self._built)
 
+    @property
+    def weights(self) -> dict[str, np.ndarray]:
+        """By name, as they are now."""
+        return {parameter.name: parameter.asnumpy() for parameter in self._built.optimizer.parameters}
+
     def trace(self, inputs: Inputs, source: str) -> Trace:
         """The next step, and all that it computes.
 
@@ -172,10 +169,8 @@ class TracedSteps:
         Raises:
             GraphError: if it does not compile.
         """
-        batch = inputs.batch
-        missing = ((0, self._built.rows - len(batch.ids)), (0, 0))
-        ids, labels = np.pad(batch.ids, missing), np.pad(batch.labels, missing, constant_values=IGNORED)
-        outputs = self._run(Tensor(ids), Tensor(labels), Tensor(inputs.lr, ms.float32))
+        whole = filled_up(inputs.batch, self._built.rows)
+        outputs = self._run(Tensor(whole.ids), Tensor(whole.labels), Tensor(inputs.lr, ms.float32))
         loss, norm = (float(output.asnumpy()) for output in outputs[:2])
         return Trace(
             source=source,
@@ -183,8 +178,8 @@ class TracedSteps:
             loss=loss,
             grad_norm=norm,
             lr=inputs.lr,
-            batch=batch,
-            tensors=_arrays(self._built, batch.ids.size, *outputs[2:]),
+            batch=inputs.batch,
+            tensors={**_arrays(self._built, inputs.batch.ids.size, *outputs[2:]), "weight": self.weights},
         )
 
     def _run(self, *arguments: Tensor) -> tuple:
@@ -193,7 +188,7 @@ class TracedSteps:
                 return self._step(*arguments)
         except (AttributeError, NameError, RuntimeError, TypeError, ValueError) as error:
             raise GraphError(
-                f"the training step does not compile: {reason(error)}. `mindmodel debug graph` lists all operators "
+                f"the training step does not compile: {first_line(error)}. `mindmodel debug graph` lists all operators "
                 "without a kernel; --debug shows all."
             ) from error
 
@@ -205,7 +200,7 @@ def trace_step(recipe: Recipe, inputs: Inputs, runtime: Runtime, source: str) ->
 
 def _arrays(built: Built, rows: int, num_labels, grads, kept, logits) -> dict[str, dict[str, np.ndarray]]:
     """Of a tapped step's outputs, by kind and place; rows that fill up the batch are cut off."""
-    scale, parameters = 1.0 / float(num_labels.asnumpy()), built.optimizer.parameters
+    scale, weights = 1.0 / float(num_labels.asnumpy()), built.optimizer.parameters
     taken = [place for place in flow(len(built.decoder.layers)) if place != LOGITS]
 
     def of_taps(first: int) -> list[np.ndarray]:
@@ -214,8 +209,7 @@ def _arrays(built: Built, rows: int, num_labels, grads, kept, logits) -> dict[st
     return {
         "activation": {**dict(zip(taken, of_taps(0))), LOGITS: _side_by_side(logits)[:rows]},
         "activation_grad": {place: _times(array, scale) for place, array in zip(taken, of_taps(len(taken)))},
-        "weight_grad": {one.name: _times(grad.asnumpy(), scale) for one, grad in zip(parameters, grads)},
-        "weight": {one.name: one.asnumpy() for one in parameters},
+        "weight_grad": {weight.name: _times(grad.asnumpy(), scale) for weight, grad in zip(weights, grads)},
     }
 
 

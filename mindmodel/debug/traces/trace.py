@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Any, Iterable, Mapping
 
 import numpy as np
 
@@ -31,6 +32,10 @@ LOGITS = "logits"
 LIBRARY = "mindspore"
 INDEX_NAME, TENSORS_NAME = "trace.json", "trace.safetensors"
 VERSION = 1
+LAYER = re.compile(r"layers\.(\d{1,4})(?:\.|$)")
+"""A larger number is that of a damaged file."""
+CLIP_EPS = 1e-6
+"""As TrainStep's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,14 +97,33 @@ def places(model: ModelSection) -> dict[str, int]:
     return {place: columns.get(place.rpartition(".")[2], width) for place in flow(model.num_layers)}
 
 
-def refuse_other_folder(folder: Path) -> None:
-    """A trace replaces an older trace and nothing else.
+def flow_among(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """The flow of a model, as deep as the deepest layer among some places or names of weights."""
+    return flow(max((int(found[1]) for found in map(LAYER.match, names) if found), default=-1) + 1)
+
+
+def global_norm(gradients: Mapping[str, np.ndarray]) -> float:
+    """Of all of them together."""
+    return float(np.sqrt(sum(np.sum(np.square(array, dtype=np.float64)) for array in gradients.values())))
+
+
+def clip_scale(norm: float, clip_norm: float) -> float:
+    """What the optimizer multiplies gradients of this norm by; a `clip_norm` of 0 does not clip."""
+    return min(clip_norm / (norm + CLIP_EPS), 1.0) if clip_norm > 0 else 1.0
+
+
+def refuse_other_folder(folder: Path, index: str = INDEX_NAME, kind: str = "trace") -> None:
+    """A trace, or a dump, replaces an older one and nothing else.
+
+    Args:
+        index: the file in it that such a folder is known by.
+        kind: in words.
 
     Raises:
         TraceError: if something else stands there.
     """
-    if folder.exists() and not (folder / INDEX_NAME).is_file():
-        raise TraceError(f"{folder}: exists and is no trace. Choose a new folder.")
+    if folder.exists() and not (folder / index).is_file():
+        raise TraceError(f"{folder}: exists and is no {kind}. Choose a new folder.")
 
 
 def write_trace(trace: Trace, folder: Path) -> None:

@@ -43,7 +43,7 @@ def test_every_result_is_had_also_when_few_may_be_held_at_once(graph, runtime, h
     values = Values(mindir, held_bytes)
     for _ in range(2):
         found = dict(
-            (values.operator(node), array)
+            (values.nodes.kind(node), array)
             for node, array in values.compute(values.tensors(), (Tensor(X),), weights, runtime.cache)
         )
     y = np.abs(X) * 3

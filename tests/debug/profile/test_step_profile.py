@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from html.parser import HTMLParser
 
@@ -10,7 +11,8 @@ import pytest
 from mindmodel.debug.profile.chrome_trace import chrome_trace
 from mindmodel.debug.profile.kernel_graph import KernelGraph
 from mindmodel.debug.profile.page import page_of
-from mindmodel.debug.profile.step_profile import Recording, Step, placed_kernels, profile_of
+from mindmodel.debug.profile.places import placed_kernels
+from mindmodel.debug.profile.step_profile import profile_of
 from timed_step import BYTES, FIXED, KERNELS, MATMULS, NET, PROFILE, RECORDING, kernel, step
 
 
@@ -26,7 +28,7 @@ def profile():
 
 @pytest.fixture(scope="module")
 def placed(recording):
-    return placed_kernels(recording.graph, recording.steps[0])
+    return placed_kernels(recording)
 
 
 def phases_of(placed):
@@ -64,7 +66,8 @@ def test_a_cast_is_no_place_of_its_own_and_hides_no_weight():
         kernel("a0", KERNELS[-1].scope, ("%para2_layers.0.mlp.down.weight", "sum"), shape=(1,)),
     ]
     graph = KernelGraph(kernels={one.key: one for one in kernels}, bundles={}, output="a0")
-    places = {one.kernel.key: one.place for one in placed_kernels(graph, step(0, kernels=kernels)).values()}
+    timed = dataclasses.replace(RECORDING, graph=graph, steps=(step(0, kernels=kernels),))
+    places = {one.kernel.key: one.place for one in placed_kernels(timed).values()}
     assert places["c"] == places["d1"] == places["c0"] == "layers.1.mlp.down"
     assert places["w0"] == places["cw"] == places["sum"] == "layers.0.mlp.down"
 
@@ -109,14 +112,13 @@ def test_the_peak_is_what_the_pool_recorded_and_every_tensor_of_it_is_named(prof
 
 def test_bytes_that_no_tensor_explains_are_told(recording):
     more = [(when, size + (5000 if number == 5 else 0)) for number, (when, size) in enumerate(step(0).memory)]
-    steps = (Step(**{**vars(step(0)), "memory": tuple(more)}),)
-    changed = Recording(**{**vars(recording), "steps": steps})
-    found = profile_of(changed, recipe="demo", device="cpu", mindspore="2.9.0", kernels="", threads=2)
+    changed = dataclasses.replace(recording, steps=(dataclasses.replace(step(0), memory=tuple(more)),))
+    found = profile_of(changed, recipe="demo", kernels="", threads=2)
     assert found.memory.unexplained_bytes == 5000
 
 
-def test_the_trace_is_one_that_viewers_read(recording, placed):
-    trace = json.loads(json.dumps(chrome_trace(recording, placed, "demo")))
+def test_the_trace_is_one_that_viewers_read(recording):
+    trace = json.loads(json.dumps(chrome_trace(recording, "demo")))
     spans = [event for event in trace["traceEvents"] if event["ph"] == "X"]
     assert len(spans) == 2 * (len(KERNELS) + 2)
     assert min(event["ts"] for event in spans) == 0 and all(event["dur"] > 0 for event in spans)

@@ -90,6 +90,9 @@ def test_not_a_number_on_one_side_is_infinitely_far():
     assert compare_traces(TRACE, broken).first.place == "layers.1"
     assert compare_traces(TRACE, broken).first.largest == np.inf
     assert compare_traces(broken, broken).first is None
+    zeros = changed(TRACE, "activation", "layers.1", np.zeros_like)
+    first = compare_traces(zeros, changed(zeros, "activation", "layers.1", lost)).first
+    assert (first.place, first.relative) == ("layers.1", np.inf)
 
 
 def test_a_loss_of_its_own_is_found_behind_equal_logits():

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from command import DEMO
 from made_traces import made_trace
 from mindmodel.convert.folder import CONFIG
 from mindmodel.data.loader import Batch
@@ -19,19 +20,12 @@ from mindmodel.debug.traces.trace import KINDS, read_trace, write_trace
 from mindmodel.errors import TraceError
 from mindmodel.terminal import Terminal
 
-TEXT = """\
-model: {family: llama, hidden_size: 64, num_layers: 2, num_heads: 4, ffn_size: 160, vocab_size: 512}
-data: {source: stdlib, tokenizer_vocab_size: 512, seq_len: 4}
-train: {steps: 100, tokens_per_step: 8}
-optim: {peak_lr: 0.125, schedule: constant}
-"""
-
 
 @pytest.fixture(autouse=True)
 def files(tmp_path, monkeypatch):
     """In the working folder: a recipe, a Hugging Face folder, a trace, and a dump."""
     monkeypatch.chdir(tmp_path)
-    Path("demo.yaml").write_text(TEXT)
+    Path("demo.yaml").write_text(DEMO)
     Path("hf").mkdir()
     Path("hf", CONFIG).write_text("{}")
     write_trace(made_trace(), Path("trace"))

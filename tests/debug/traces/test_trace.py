@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from made_traces import made_trace
-from mindmodel.debug.traces.trace import KINDS, LOGITS, flow, places, read_trace, write_trace
+from mindmodel.debug.traces.trace import KINDS, LOGITS, flow, flow_among, places, read_trace, write_trace
 from mindmodel.errors import TraceError
 from mindmodel.recipe.schema import ModelSection
 
@@ -101,6 +101,12 @@ def test_places_are_in_the_order_of_the_forward_pass_and_each_comes_after_its_in
         assert set(inputs) <= seen
         seen.add(place)
     assert list(flow(2))[0] == "embedding" and list(flow(2))[-2:] == ["norm", LOGITS]
+
+
+def test_the_deepest_layer_among_some_names_tells_the_flow():
+    assert flow_among(["embedding.weight", "layers.1.mlp.down.weight"]) == flow(2)
+    assert flow_among(["layers.x.mlp", "layers.99999", "layers.0.attention"]) == flow(1)
+    assert flow_among([]) == flow(0)
 
 
 def test_columns_of_every_place():

@@ -69,7 +69,7 @@ def planted(built):
 @pytest.fixture(params=[("CPU", "float32"), ("Native", "bfloat16")], ids=lambda param: " ".join(param))
 def searched(request, kernels_of, runtime, tmp_path):
     """A small model with a fault in each layer that is not yet set, and what searches it."""
-    from mindmodel.debug.nan.nonfinite import Search
+    from mindmodel.debug.nan.in_step import Search
     from mindmodel.models.decoder import initialize
     from mindmodel.train.build import build
 
@@ -143,7 +143,7 @@ def test_faults_are_named_by_phase_layer_operator_sequence_and_token(searched):
 def test_a_weight_that_is_not_finite_is_named():
     from mindspore import Parameter, Tensor
 
-    from mindmodel.debug.nan.nonfinite import first_bad_parameter
+    from mindmodel.debug.nan.in_step import first_bad_parameter
 
     good = Parameter(Tensor(np.ones(3, np.float32)), name="norm.weight")
     bad = Parameter(Tensor(np.float32([[1, 2], [np.nan, 3]])), name="layers.1.mlp.down.weight")

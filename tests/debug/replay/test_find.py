@@ -13,7 +13,7 @@ import pytest
 from mindmodel.checkpoint.run_folder import RunFolder
 from mindmodel.checkpoint.save import save_checkpoint
 from mindmodel.data.prepare import prepare
-from mindmodel.debug.replay.run import Stretch, find_replay, stretches
+from mindmodel.debug.replay.find import Stretch, find_replay, stretches
 from mindmodel.errors import CheckpointError, DataError, LayoutError, RecipeError
 from mindmodel.recipe.dump import recipe_to_dict, recipe_to_yaml
 from mindmodel.recipe.load import load_recipe

@@ -1,20 +1,19 @@
-"""A run opened to make steps of it again from one of its checkpoints. Nothing is locked and nothing is written.
+"""Steps of a run that can be made again, and from which checkpoint; MindSpore is not loaded to find out.
 
-`find_replay` looks, before MindSpore is loaded, whether that can be; `open_for_replay` gives the run in memory.
+Nothing is locked and nothing is written.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Mapping, Optional, Sequence
+from typing import Any, Mapping, Optional, Sequence
 
 from mindmodel.checkpoint.index import INDEX_NAME
 from mindmodel.checkpoint.load import open_checkpoint
 from mindmodel.checkpoint.retention import list_checkpoints
 from mindmodel.checkpoint.run_folder import RunFolder, open_run
 from mindmodel.errors import CheckpointError, LayoutError, RecipeError
-from mindmodel.parallel.loading import load_runtime
 from mindmodel.parallel.mesh import mesh_of
 from mindmodel.recipe.dump import describe
 from mindmodel.recipe.load import load_run_recipe, recipe_from_dict, with_overrides
@@ -24,9 +23,6 @@ from mindmodel.recipe.shrink import single as on_one_device
 from mindmodel.terminal import Terminal
 from mindmodel.train.metrics import read_metrics
 from mindmodel.train.run import OpenedRun, for_this_machine, reopen_run
-
-if TYPE_CHECKING:
-    from mindmodel.train.stepping import Stepping
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,29 +165,3 @@ def _refuse_other_recipe(opened: OpenedRun, stretch: Stretch, step: int) -> None
             f"from step {stretch.start} on the run had another recipe: {'; '.join(stretch.changes)}. Use a step below "
             f"{stretch.start}, or one from the next checkpoint on."
         )
-
-
-def in_memory(opened: OpenedRun, terminal: Terminal) -> "Stepping":
-    """Load MindSpore and make the run stand in memory at its checkpoint, or at its beginning."""
-    recipe, checkpoint = opened.recipe, opened.position.checkpoint
-    runtime = load_runtime(recipe, "train", terminal)
-    from mindmodel.train.stepping import Stepping
-
-    terminal.say(f"machine: {runtime.device}, {runtime.threads} threads, {runtime.kernels}")
-    terminal.say(f"weights: {checkpoint.path if checkpoint else recipe.train.init_from or 'fresh'}")
-    return Stepping(opened, runtime, terminal)
-
-
-def open_for_replay(
-    path: Path, step: int, terminal: Terminal, *, overrides: Sequence[str] = (), single: bool = False
-) -> "Stepping":
-    """The run in memory after `step` steps: from the newest whole checkpoint at or before it, the steps are made again.
-
-    Args, Raises: as find_replay.
-    """
-    stepping = in_memory(find_replay(path, step, terminal, overrides=overrides, single=single).opened, terminal)
-    first = stepping.step
-    while stepping.step < step:
-        loss, _, _ = stepping.one_step()
-        terminal.progress(stepping.step - first, step - first, f"step {stepping.step}  loss {loss:.3f}")
-    return stepping

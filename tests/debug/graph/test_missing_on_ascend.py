@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from mindmodel.debug.graph.on_ascend import TO_HOST, missing_on_ascend, numbers_on_host
+from mindmodel.debug.graph.missing_on_ascend import TO_HOST, missing_on_ascend, numbers_on_host
 from mindmodel.debug.graph.sources import Source
 from mindmodel.errors import GraphError
 

@@ -19,7 +19,8 @@ from mindspore import Parameter, Tensor, nn
 
 from mindmodel.data.loader import Batch
 from mindmodel.debug.graph.compile import export_graph
-from mindmodel.debug.nan.values import HELD_BYTES, Range, Values, range_of
+from mindmodel.debug.graph.nodes import CUSTOM, SAME_VALUE
+from mindmodel.debug.nan.values import Range, Values, range_of
 from mindmodel.dryrun.graph import Node
 from mindmodel.dryrun.scopes import GRADIENTS, LAYER, place_of
 from mindmodel.parallel.runtime import Runtime, operators_unfused
@@ -96,15 +97,12 @@ class Search:
     Args:
         built: the training step of the recipe; it is looked into with the weights that it has then.
         stages: as export_graph's.
-        held_bytes: as of Values.
 
     Raises:
         GraphError: if the step's gradients do not compile.
     """
 
-    def __init__(
-        self, built: Built, recipe: Recipe, runtime: Runtime, stages: Path, held_bytes: int = HELD_BYTES
-    ) -> None:
+    def __init__(self, built: Built, recipe: Recipe, runtime: Runtime, stages: Path) -> None:
         self.runtime, self.num_layers = runtime, recipe.model.num_layers
         self.shape = built.rows // recipe.parallel.micro_batches, recipe.data.seq_len
         ids = Tensor(np.zeros(self.shape, np.int32))
@@ -112,9 +110,9 @@ class Search:
         self.weights = list(cell.get_parameters())
         with operators_unfused(runtime):
             mindir, self.sources = export_graph(cell, (ids, ids), runtime.cache, stages)
-        self.values = Values(mindir, held_bytes)
-        self.names = {parameter.key: parameter.name for parameter in self.values.graph.parameters}
-        leaves = self._leaves(self.values.graph.main.outputs[0])
+        self.values = Values(mindir)
+        self.nodes = self.values.nodes
+        leaves = self.nodes.leaves(self.nodes.graph.main.outputs[0])
         self.gradients = dict(zip(leaves[2:], (weight.name for weight in built.optimizer.parameters)))
         self.forward = self._before(leaves[:2])
         self.ranges: dict[str, Range] = {}
@@ -122,7 +120,7 @@ class Search:
     def first(self, batch: Batch) -> Optional[Finding]:
         """Of a global batch; None if all that is computed before the update is finite."""
         weights = {weight.name: Tensor(weight.asnumpy()) for weight in self.weights}
-        self.ranges = {key: range_of(weights[name].asnumpy()) for key, name in self.names.items()}
+        self.ranges = {key: range_of(weights[name].asnumpy()) for key, name in self.nodes.parameters.items()}
         squares = dict.fromkeys(self.gradients, 0.0)
         size = self.shape[0]
         for begin in range(0, len(batch.ids), size):
@@ -131,7 +129,7 @@ class Search:
                 first = found.sequence
                 return found if first is None else replace(found, sequence=first + begin)
             for key in squares:
-                squares[key] += self.ranges[self.values.behind(key)].norm ** 2
+                squares[key] += self.ranges[key].norm ** 2
         return self._sum(squares) if sum(squares.values()) > LARGEST_SQUARE else None
 
     def _first(self, inputs: Sequence[Tensor], weights: Mapping[str, Tensor]) -> Optional[Finding]:
@@ -154,40 +152,30 @@ class Search:
             phase="backward",
             range=range_of(np.array([np.inf], np.float32)),
             inputs=tuple(
-                Operand(name=f"gradient of {self.gradients[key]}", range=self.ranges[self.values.behind(key)])
-                for key in largest
+                Operand(name=f"gradient of {self.gradients[key]}", range=self.ranges[key]) for key in largest
             ),
         )
-
-    def _leaves(self, key: str) -> list[str]:
-        """The tensors in a nest of tuples."""
-        key = self.values.behind(key)
-        node = self.values.makers.get(key)
-        if node is None or self.values.operator(node) != "MakeTuple":
-            return [key]
-        return [leaf for part in node.inputs for leaf in self._leaves(part)]
 
     def _before(self, keys: Sequence[str]) -> set[str]:
         """What these are computed from, and they themselves."""
         found: set[str] = set()
         waiting = list(keys)
         while waiting:
-            key = self.values.behind(waiting.pop())
+            key = self.nodes.behind(waiting.pop())
             if key not in found:
                 found.add(key)
-                waiting += self.values.makers[key].inputs if key in self.values.makers else []
+                waiting += self.nodes.makers[key].inputs if key in self.nodes.makers else []
         return found
 
     def _finding(self, node: Node, found: Range) -> Finding:
         maker = self._maker(node)
         sequence, token = self._sample(node, found)
-        source = self.sources.get(maker.scope)
         return Finding(
             tensor=self._name(node),
             place=self._place(maker),
             operator=self._kernel(maker),
             phase="forward" if node.output in self.forward else "backward",
-            where=str(source or ""),
+            where=str(self.sources.get(maker.scope, "")),
             range=found,
             inputs=tuple(self._operands(maker)),
             sequence=sequence,
@@ -196,23 +184,19 @@ class Search:
 
     def _maker(self, node: Node) -> Node:
         """The operator that computed it: not what takes a part out of a tuple."""
-        while self.values.operator(node) == "TupleGetItem":
-            node = self.values.makers[self.values.behind(node.inputs[0])]
-        return node
+        return self.nodes.makers[self.nodes.behind(node.output, (*SAME_VALUE, "TupleGetItem"))]
 
     def _kernel(self, node: Node) -> str:
-        primitive = self.values.graph.primitives.get(node.target)
-        own = primitive.attributes.get("func_name") if primitive and primitive.name == "Custom" else None
-        return own.rpartition(":")[2] if isinstance(own, str) else self.values.operator(node)
+        return self.nodes.kind(node).removeprefix(CUSTOM)
 
     def _operands(self, node: Node) -> list[Operand]:
         """Those that are numbers, weights first."""
-        keys = list(dict.fromkeys(leaf for key in node.inputs for leaf in self._leaves(key)))
-        keys.sort(key=lambda key: key not in self.names)
+        keys = list(dict.fromkeys(leaf for key in node.inputs for leaf in self.nodes.leaves(key)))
+        keys.sort(key=lambda key: key not in self.nodes.parameters)
         return [Operand(name=self._key_name(key), range=self.ranges[key]) for key in keys if key in self.ranges]
 
     def _key_name(self, key: str) -> str:
-        return self.names[key] if key in self.names else self._name(self.values.makers[key])
+        return self.nodes.parameters[key] if key in self.nodes.parameters else self._name(self.nodes.makers[key])
 
     def _name(self, node: Node) -> str:
         """A tensor in words."""
@@ -228,10 +212,7 @@ class Search:
 
     def _uncast(self, key: str) -> str:
         """Behind casts and changes of shape."""
-        key = self.values.behind(key)
-        while key in self.values.makers and self.values.operator(self.values.makers[key]) in ("Cast", "Reshape"):
-            key = self.values.behind(self.values.makers[key].inputs[0])
-        return key
+        return self.nodes.behind(key, (*SAME_VALUE, "Cast", "Reshape"))
 
     def _place(self, node: Node) -> str:
         """The Cell that it belongs to; of the nearest results around it, where its own scope says another's."""
@@ -250,16 +231,17 @@ class Search:
 
     def _weight_of(self, node: Node) -> str:
         """A weight among its operands, or whose gradient it is."""
-        operands = [self.names[key] for key in map(self._uncast, node.inputs) if key in self.names]
-        return operands[0] if operands else self._gradient_of(node)
+        keys = map(self._uncast, node.inputs)
+        weight = next((self.nodes.parameters[key] for key in keys if key in self.nodes.parameters), "")
+        return weight or self._gradient_of(node)
 
     def _is_in_its_place(self, node: Node) -> bool:
         """Whether its scope is its own. What a function makes that several Cells call has the scope of one of them, so
         that one has more such operators than the same Cell of other layers."""
-        operator, place = self.values.operator(node), place_of(node.scope)
+        operator, place = self.nodes.kind(node), place_of(node.scope)
         if node.scope.startswith(GRADIENTS) or operator in VIEWS:
             return False
-        if operator == "Custom" or not LAYER.search(place) or sum(self._counts[operator].values()) == 1:
+        if operator.startswith(CUSTOM) or not LAYER.search(place) or sum(self._counts[operator].values()) == 1:
             return True
         alike = {LAYER.sub(f"layers.{number}", place) for number in range(self.num_layers)}
         return self._counts[operator][place] == min(self._counts[operator][other] for other in alike)
@@ -268,25 +250,16 @@ class Search:
     def _counts(self) -> Mapping[str, Counter[str]]:
         """How often an operator stands in a place."""
         found: dict[str, Counter[str]] = defaultdict(Counter)
-        for node in self.values.graph.main.nodes:
-            found[self.values.operator(node)][place_of(node.scope)] += 1
+        for node in self.nodes.all:
+            found[self.nodes.kind(node)][place_of(node.scope)] += 1
         return found
 
     def _producers(self, node: Node) -> list[Node]:
-        keys = [self.values.behind(key) for key in node.inputs]
-        return [self.values.makers[key] for key in keys if key in self.values.makers]
+        keys = [self.nodes.behind(key) for key in node.inputs]
+        return [self.nodes.makers[key] for key in keys if key in self.nodes.makers]
 
     def _consumers(self, node: Node) -> list[Node]:
-        return self._readers.get(node.output, [])
-
-    @cached_property
-    def _readers(self) -> Mapping[str, list[Node]]:
-        """The nodes that take each value."""
-        found: dict[str, list[Node]] = defaultdict(list)
-        for node in self.values.graph.main.nodes:
-            for key in map(self.values.behind, node.inputs):
-                found[key].append(node)
-        return found
+        return self.nodes.readers.get(node.output, [])
 
     def _sample(self, node: Node, found: Range) -> tuple[Optional[int], Optional[int]]:
         """Sequence and token of the first number that is not finite: rows lie in the order of the batch."""
@@ -301,9 +274,9 @@ class Search:
     @cached_property
     def _of_weights(self) -> set[str]:
         """Results of weights and constants alone."""
-        seen = set(self.names)
-        for node in self.values.graph.main.nodes:
-            operands = [key for key in map(self.values.behind, node.inputs) if key not in self.values.graph.constants]
+        seen = set(self.nodes.parameters)
+        for node in self.nodes.all:
+            operands = [key for key in map(self.nodes.behind, node.inputs) if key not in self.nodes.graph.constants]
             if operands and all(key in seen for key in operands):
                 seen.add(node.output)
         return seen

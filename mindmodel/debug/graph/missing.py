@@ -21,6 +21,7 @@ from mindmodel.debug.graph.summary import Missing
 from mindmodel.dryrun.kernels import CONTROL
 from mindmodel.dryrun.mindir import DTYPES, model_class
 from mindmodel.dryrun.scopes import place_of
+from mindmodel.errors import first_line
 
 REFERENCE = "REF::"
 """Before the key of a primitive."""
@@ -65,13 +66,6 @@ def tried_alone(mindir: bytes) -> Iterator[Use]:
     trial = _Trial(model_class().FromString(mindir))
     for (operator, types), nodes in trial.groups().items():
         yield trial.of(operator, types, nodes)
-
-
-def reason(error: BaseException) -> str:
-    """What MindSpore says, in one line: its text begins with ruled headings."""
-    lines = (line.strip() for line in str(error).splitlines())
-    words = [line for line in lines if line and not line.startswith("-")]
-    return words[0].partition(", Please confirm")[0].rstrip(".") if words else type(error).__name__
 
 
 class _Trial:
@@ -213,9 +207,9 @@ def _refusal(path: Path, inputs: Sequence[Tensor]) -> Optional[str]:
     try:
         cell = nn.GraphCell(ms.load(str(path)))
     except (RuntimeError, TypeError, ValueError) as error:
-        return f"could not be tried alone: {reason(error)}"
+        return f"could not be tried alone: {first_line(error)}"
     try:
         _cell_graph_executor.compile(cell, *inputs, phase="train", do_convert=False)
     except (RuntimeError, TypeError, ValueError) as error:
-        return reason(error)
+        return first_line(error)
     return None

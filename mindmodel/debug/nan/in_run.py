@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Mapping, Optional, Sequence
 
 from mindmodel.checkpoint.run_folder import open_run
-from mindmodel.debug.graph.compile import saved_stages
-from mindmodel.debug.replay.run import find_replay, in_memory
+from mindmodel.debug.graph.stages import saved_stages
+from mindmodel.debug.in_memory import in_memory
+from mindmodel.debug.replay.find import find_replay
 from mindmodel.errors import CheckpointError, NotFiniteError
 from mindmodel.parallel.mesh import mesh_of
 from mindmodel.recipe.load import load_run_recipe
@@ -18,7 +19,7 @@ from mindmodel.terminal import Terminal
 from mindmodel.train.metrics import read_metrics
 
 if TYPE_CHECKING:
-    from mindmodel.debug.nan.nonfinite import Finding
+    from mindmodel.debug.nan.in_step import Finding
     from mindmodel.train.stepping import Stepping
 
 
@@ -43,14 +44,9 @@ class Report:
     finding: Optional[Finding]
 
     @property
-    def numbers(self) -> dict[str, float]:
-        """That the step reports."""
-        return {"loss": self.loss, "grad_norm": self.grad_norm}
-
-    @property
     def is_finite(self) -> bool:
         """Whether nothing of the step is not."""
-        return self.finding is None and all(map(math.isfinite, self.numbers.values()))
+        return self.finding is None and math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
 def step_to_look_into(rows: Sequence[Mapping[str, Any]], where: Path) -> int:
@@ -105,7 +101,7 @@ def find_nan(path: Path, step: Optional[int], terminal: Terminal) -> Report:
 
 
 def _looked_into(stepping: Stepping, step: int, terminal: Terminal, stages: Path) -> Report:
-    from mindmodel.debug.nan.nonfinite import Search, first_bad_parameter
+    from mindmodel.debug.nan.in_step import Search, first_bad_parameter
 
     start, recipe = stepping.step, stepping.recipe
     state = [*stepping.decoder.trainable_params(), *stepping.optimizer.state().values()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from mindmodel.debug.profile.recording import read_steps
 from mindmodel.errors import GraphError
 
 TIMES = (
@@ -18,15 +19,13 @@ Timestamp(ns),Total Allocated(Byte),Total Reserved(Byte),Total Active(Byte)
 
 
 @pytest.fixture
-def folder(runtime, tmp_path):
+def folder(tmp_path):
     (tmp_path / "cpu_op_execute_timestamp_0.txt").write_text(TIMES)
     (tmp_path / "cpu_ms_memory_record_0.txt").write_text(MEMORY)
     return tmp_path
 
 
 def test_kernels_are_sorted_into_the_steps_in_which_they_ran(folder):
-    from mindmodel.debug.profile.recorder import read_steps
-
     first, second = read_steps(folder, [(1000, 1100, 2000), (3000, 3100, 4000)])
     assert [(event.scope, event.begin_ns, event.end_ns) for event in first.events] == [
         ("Default/net-Net/MatMul-op0", 1500, 1700), ("Default/Mul-op0", 1800, 1900)
@@ -36,14 +35,5 @@ def test_kernels_are_sorted_into_the_steps_in_which_they_ran(folder):
 
 
 def test_a_step_in_which_the_profiler_saw_nothing_is_refused(folder):
-    from mindmodel.debug.profile.recorder import read_steps
-
     with pytest.raises(GraphError, match="profiler saw no kernels. Another MindSpore than 2.9?"):
         read_steps(folder, [(1000, 1100, 2000), (5000, 5100, 6000)])
-
-
-def test_a_compilation_that_saved_no_kernels_is_refused(folder):
-    from mindmodel.debug.profile.recorder import kernels_saved_in
-
-    with pytest.raises(GraphError, match="saved no graph of its kernels. Another MindSpore than 2.9?"):
-        kernels_saved_in(folder)

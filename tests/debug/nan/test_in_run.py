@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mindmodel.debug.nan.search import find_nan, step_to_look_into
+from mindmodel.debug.nan.in_run import find_nan, step_to_look_into
 from mindmodel.errors import CheckpointError
 from mindmodel.recipe.dump import recipe_to_yaml
 from mindmodel.terminal import Terminal

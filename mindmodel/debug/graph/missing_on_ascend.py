@@ -50,7 +50,7 @@ def missing_on_ascend(graph: Path, sources: Mapping[str, Source]) -> tuple[Missi
         (folder / GRAPH_NAME).write_bytes(graph.read_bytes())
         (folder / SOURCES_NAME).write_text(json.dumps({scope: vars(line) for scope, line in sources.items()}))
         with open(folder / LOG_NAME, "wb") as log:
-            command = [sys.executable, "-m", "mindmodel.debug.graph.on_ascend", name]
+            command = [sys.executable, "-m", "mindmodel.debug.graph.missing_on_ascend", name]
             done = subprocess.run(command, env=variables, cwd=folder, stdout=log, stderr=log)
         text = (folder / LOG_NAME).read_text(errors="replace")
         if done.returncode != 0:
@@ -89,7 +89,7 @@ def main(folder: Path) -> None:
     import mindspore as ms
     from mindspore.communication import init
 
-    from mindmodel.debug.graph.operators import tried_alone
+    from mindmodel.debug.graph.missing import tried_alone
 
     ms.set_context(mode=ms.GRAPH_MODE, jit_config={"jit_level": "O0"})
     ms.set_device("Ascend")
