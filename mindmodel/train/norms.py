@@ -19,7 +19,9 @@ def part_of(parameter: str) -> str:
     return found[1]
 
 
-def norm_columns(outputs: Sequence[np.ndarray], parameters: Sequence[str], num_tokens: int) -> dict[str, float]:
+def norm_columns(
+    outputs: Sequence[np.ndarray], parameters: Sequence[str], grad_norm: float, num_tokens: int
+) -> dict[str, float]:
     """Norms by column.
 
     `weight` is the norm of a part's weights after the step, `grad` that of their gradient before clipping, `update`
@@ -27,14 +29,17 @@ def norm_columns(outputs: Sequence[np.ndarray], parameters: Sequence[str], num_t
     root mean square over the tokens of the step.
 
     Args:
-        outputs: of a step: norms of the parameters [3, n], and where there are any, the activations' sums of squares
-            [num_layers + 2].
+        outputs: of a step: sums of squares of parameters, of gradients in any unit and of updates [3, n], and where
+            there are any, of activations [num_layers + 2].
         parameters: their n names.
+        grad_norm: of the whole gradient, which those of the parts make up.
         num_tokens: of the step on all ranks.
     """
     parts = [part_of(name) for name in parameters]
     columns: dict[str, float] = {}
-    squares = np.square(outputs[0].astype(np.float64))
+    squares = outputs[0].astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        squares[1] *= grad_norm**2 / (squares[1].sum() or 1.0)
     for part in dict.fromkeys(parts):
         held = [index for index, name in enumerate(parts) if name == part]
         for kind, row in zip(KINDS, squares):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from contextlib import nullcontext
 
-import numpy as np
+from mindspore import Tensor
 
 from mindmodel.data.loader import Batch
 from mindmodel.errors import NotFiniteError
@@ -35,7 +35,7 @@ class Stepping:
         self.heartbeat, self.slow_ranks = heartbeat_of_this_process(), SlowRanks(runtime)
         self.built = self._build()
         self.decoder, self.optimizer = self.built.decoder, self.built.optimizer
-        self._norm_outputs: list[np.ndarray] = []
+        self._norm_outputs: tuple[float, tuple[Tensor, ...]] = 0.0, ()
         self._fill()
 
     def _build(self) -> Built:
@@ -82,9 +82,9 @@ class Stepping:
         self.heartbeat.beat("compiling" if first else "step", step)
         compiling = self.runtime.compiling("the training graph", self.terminal, kept=True) if first else nullcontext()
         with compiling:
-            outputs = [output.asnumpy() for output in self.built.run(batch, lr)]
-        loss, norm, applied = float(outputs[0]), float(outputs[1]), bool(outputs[2])
-        self._norm_outputs = outputs[3:]
+            outputs = self.built.run(batch, lr)
+            loss, norm, applied = (output.asnumpy().item() for output in outputs[:3])
+        self._norm_outputs = norm, outputs[3:]
         if not applied:
             self._not_finite(step, loss, norm)
         self.step = step
@@ -92,8 +92,10 @@ class Stepping:
 
     def norms(self) -> dict[str, float]:
         """Of the step before, by column of the metrics; what log.norms_every asks for."""
+        grad_norm, outputs = self._norm_outputs
         names = [parameter.name for parameter in self.optimizer.parameters]
-        return norm_columns(self._norm_outputs, names, self.recipe.sequences_per_step * self.recipe.data.seq_len)
+        num_tokens = self.recipe.sequences_per_step * self.recipe.data.seq_len
+        return norm_columns([output.asnumpy() for output in outputs], names, grad_norm, num_tokens)
 
     def _not_finite(self, step: int, loss: float, norm: float) -> None:
         found = f"step {step}: loss {loss}, gradient norm {norm}: not finite"
