@@ -24,10 +24,6 @@ class Totals(nn.Cell):
         super().__init__()
         self.square_sum = device_kernels().square_sum()
 
-    def squares(self, own):
-        """Sums of squares by parameter [3, n], from those of what this rank holds."""
-        return own
-
     def construct(self, entropy, grads):
         return entropy, self.square_sum(grads)
 
@@ -95,7 +91,7 @@ class TrainStep(nn.Cell):
             apply = ops.logical_and(ops.isfinite(norm), ops.isfinite(loss))
         updated = self.optimizer(grads, scale, apply, lr)
         found = ops.depend(loss, updated), norm, apply
-        return found + (self.totals.squares(updated[0]),) if self.optimizer.norms else found
+        return found + (updated[0],) if self.optimizer.norms else found
 
     def count(self, labels):
         """Labels that count, at least 1."""

@@ -13,7 +13,7 @@ from mindmodel.parallel.heartbeat import heartbeat_of_this_process
 from mindmodel.parallel.runtime import Runtime
 from mindmodel.terminal import Terminal
 from mindmodel.train.build import Built, build, build_without_numbers, is_partitioned
-from mindmodel.train.norms import norm_columns
+from mindmodel.train.norms import norm_columns, own_squares, parts_of
 from mindmodel.train.run import OpenedRun
 from mindmodel.train.schedule import learning_rate
 from mindmodel.train.slow_ranks import SlowRanks
@@ -91,11 +91,13 @@ class Stepping:
         return loss, norm, lr
 
     def norms(self) -> dict[str, float]:
-        """Of the step before, by column of the metrics; what log.norms_every asks for."""
+        """Of the step before, by column of the metrics; what log.norms_every asks for. All ranks must call it."""
         grad_norm, outputs = self._norm_outputs
-        names = [parameter.name for parameter in self.optimizer.parameters]
+        parts = parts_of(self.recipe.model.num_layers)
+        own = own_squares([output.asnumpy() for output in outputs], self.built.held(), parts)
+        squares = self.ranks.gather(*own.ravel()).sum(axis=0).reshape(own.shape)
         num_tokens = self.recipe.sequences_per_step * self.recipe.data.seq_len
-        return norm_columns([output.asnumpy() for output in outputs], names, grad_norm, num_tokens)
+        return norm_columns(squares, parts, grad_norm, num_tokens)
 
     def _not_finite(self, step: int, loss: float, norm: float) -> None:
         found = f"step {step}: loss {loss}, gradient norm {norm}: not finite"

@@ -106,7 +106,7 @@ def trace_graphs(
     keep = [{value.key for value in values.values()} for values in found]
     interpreter = Interpreter(graphs, _cut(recipe, slices, weights or {}), keep=keep)
     losses, norms = one_step(interpreter, whole, inputs.lr)
-    gradients = [_gradients(recipe, *rank) for rank in zip(moments_of(interpreter), norms[0])]
+    gradients = [_gradients(recipe, *rank) for rank in zip(moments_of(interpreter), norms)]
     return Trace(
         source=f"{len(graphs)} ranks executed in NumPy",
         dtype="float32",
