@@ -22,7 +22,6 @@ from mindmodel.parallel.mesh import Axis, Mesh, names
 from mindmodel.parallel.plans.decoder import most_logit_slices, sums_in_compute_dtype
 from mindmodel.recipe.schema import ParallelSection
 
-
 SQUARES = "squares."
 """How the names of parameters begin whose gradients are sums of squares."""
 
@@ -330,7 +329,7 @@ class EmbeddingOverRanks(LocalLayer):
 class Seen(LocalLayer):
     """A Cell whose output's sum of squares, over all ranks and micro-batches, is the gradient of a parameter.
 
-    So it is accumulated and summed over the ranks of a stage as gradients are, and the loss is none the wiser.
+    So it is accumulated over micro-batches and summed over the ranks of a stage as gradients are.
 
     Args:
         cell: of one input and one output.
@@ -353,7 +352,7 @@ class Seen(LocalLayer):
         return x
 
     def backward(self, x, squares, output, gradient):
-        """This rank's part of the sum of squares; x waits for its gradient, else float32 copies of all are made early."""
+        """This rank's part of the sum of squares; x waits for its gradient, else there are float32 copies of all."""
         flat = ops.cast(ops.depend(x, gradient), mstype.float32).reshape((-1,))
         return gradient, self.dot(flat, flat).reshape((1,)) * self.share
 

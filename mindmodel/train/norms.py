@@ -70,8 +70,9 @@ def norm_columns(squares: np.ndarray, parts: Sequence[str], grad_norm: float, nu
     weights, grads, updates, activations = squares.T
     with np.errstate(invalid="ignore"):
         grads = grads * (grad_norm**2 / (grads.sum() or 1.0))
-    columns = {}
+    columns: dict[str, float] = {}
     for kind, sums in zip(KINDS, (weights, grads, updates, activations / num_tokens)):
-        held = weights if kind != "activation" else activations
-        columns.update({f"norms/{part}/{kind}": float(np.sqrt(sums[i])) for i, part in enumerate(parts) if held[i] != 0})
+        found = activations if kind == "activation" else weights
+        for part in np.flatnonzero(found):
+            columns[f"norms/{parts[part]}/{kind}"] = float(np.sqrt(sums[part]))
     return columns

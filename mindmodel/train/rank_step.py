@@ -113,8 +113,8 @@ class RankStep(TrainStep):
     Args:
         seen: parameters whose gradients are the activations' sums of squares.
 
-    Inputs: ids and labels int32 [sequences, S]. Outputs: as TrainStep's; sums of squares are those of this rank's slices
-    of its own stage's parameters, and of all of that stage's activations.
+    Inputs: ids and labels int32 [sequences, S]. Outputs: as TrainStep's; sums of squares are those of this rank's
+    slices of its stage's parameters, and of all of that stage's activations.
     """
 
     def __init__(

@@ -18,6 +18,7 @@ from mindmodel.parallel.plans.decoder import decoder_plan
 from mindmodel.recipe.schema import LogSection
 from mindmodel.train.norms import Held, own_squares, parts_of
 
+
 def held_of(recipe, rank: int) -> Held:
     """By the plan: a slice counts one over the number of ranks that have it."""
     mesh, plan = mesh_of(recipe.parallel), decoder_plan(recipe.model, recipe.parallel)

@@ -28,7 +28,7 @@ from mindmodel.models.family import parameter_shapes
 from mindmodel.parallel.mesh import Axes, Mesh, Shape, local_slice, mesh_of
 from mindmodel.recipe.estimate import known_vocab_size, parameters
 from mindmodel.recipe.rules import resolve_degrees
-from mindmodel.recipe.schema import AXES, Recipe
+from mindmodel.recipe.schema import AXES, LogSection, Recipe
 
 MAX_DEVICES = 16
 MAX_PARAMETERS = 20_000_000
@@ -47,7 +47,7 @@ def num_devices_of(recipe: Recipe) -> int:
 
 
 def sized(recipe: Recipe) -> Recipe:
-    """The recipe with the vocabulary's size and all degrees filled in, if it can be executed here.
+    """The recipe with the vocabulary's size and all degrees filled in, and without norms, if it can be executed here.
 
     Raises:
         TraceError: if it has too many ranks or parameters, or only its tokenizer knows the vocabulary's size.
@@ -59,7 +59,8 @@ def sized(recipe: Recipe) -> Recipe:
         raise TraceError(f"{where}: up to {MAX_DEVICES} are executed rank by rank. Use smaller degrees, or --single.")
     if vocab_size is None:
         raise TraceError(f"{where}: only its tokenizer knows the vocabulary's size. Give model.vocab_size.")
-    recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, vocab_size=vocab_size))
+    model, log = dataclasses.replace(recipe.model, vocab_size=vocab_size), LogSection()
+    recipe = dataclasses.replace(recipe, model=model, log=log)
     count = parameters(recipe.model, vocab_size).total
     if count > MAX_PARAMETERS:
         raise TraceError(
