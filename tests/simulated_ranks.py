@@ -93,7 +93,7 @@ def main(path: Path) -> None:
     from mindmodel.parallel.ranks import WIDTH
 
     for number, job in enumerate(json.loads(path.read_text())):
-        talk = Talk(job["ranks"], WIDTH)
+        talk = Talk(job["ranks"], 8 * WIDTH)
         logs = [path.with_name(f"job{number}_rank{rank}.log") for rank in range(job["ranks"])]
         ranks = {_start(rank, talk, job, log): rank for rank, log in enumerate(logs)}
         codes = [0] * len(ranks)

@@ -111,7 +111,7 @@ def execute(
     for step, batch in enumerate(batches):
         step_losses, step_norms = one_step(interpreter, batch, LR)
         losses.append(step_losses)
-        norms += step_norms
+        norms.append(step_norms)
         if step == 0:
             moments = moments_of(interpreter)
             log = list(interpreter.log)
@@ -119,21 +119,21 @@ def execute(
     return Execution(losses=losses, norms=norms, moments=moments, weights=weights, log=log)
 
 
-def one_step(interpreter: Interpreter, batch: Batch, lr: float) -> tuple[list[float], list[list[float]]]:
-    """Execute a training step on a global batch; gives loss and norms, each one for each rank."""
+def one_step(interpreter: Interpreter, batch: Batch, lr: float) -> tuple[list[float], list[float]]:
+    """Execute a training step on a global batch; gives losses and gradient norms, one for each rank."""
+    outputs = outputs_of_step(interpreter, batch, lr)
+    return [float(output[0]) for output in outputs], [float(output[1]) for output in outputs]
+
+
+def outputs_of_step(interpreter: Interpreter, batch: Batch, lr: float) -> list[Sequence[np.ndarray]]:
+    """Execute a training step on a global batch; gives what each rank gives."""
     inputs: tuple[np.ndarray, ...] = batch.ids, batch.labels
     if len(interpreter.parameters) == 1:
         inputs = *inputs, np.asarray(lr)
     else:
         for parameters in interpreter.parameters:
             parameters["num_labels"][...], parameters["lr"][...] = (batch.labels >= 0).sum(), lr
-    outputs = interpreter.run([inputs] * len(interpreter.parameters))
-    return [float(output[0]) for output in outputs], [list(ranks) for ranks in zip(*map(_norms, outputs))]
-
-
-def _norms(output: Sequence[np.ndarray]) -> list[float]:
-    """Of the whole gradient and, with log.norms_every, of each parameter, gradient and update."""
-    return [float(norm) for part in (output[1], *output[3:4]) for norm in np.ravel(part)]
+    return interpreter.run([inputs] * len(interpreter.parameters))
 
 
 def moments_of(interpreter: Interpreter) -> list[Arrays]:

@@ -148,5 +148,5 @@ def initial_weight(name: str, shape: tuple[int, ...], model: ModelSection, seed:
 
 def initialize(decoder: Decoder, model: ModelSection, seed: int) -> None:
     """Fill the decoder with fresh weights."""
-    for name, parameter in decoder.parameters_and_names():
-        parameter.set_data(Tensor(initial_weight(name, parameter.shape, model, seed)))
+    for parameter in decoder.get_parameters():
+        parameter.set_data(Tensor(initial_weight(parameter.name, parameter.shape, model, seed)))

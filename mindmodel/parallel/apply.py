@@ -11,7 +11,7 @@ from mindspore.parallel.auto_parallel import AutoParallel
 from mindspore.parallel.nn import GradAccumulation, Pipeline
 
 from mindmodel.models.decoder import DTYPES
-from mindmodel.parallel.local_layers import LAYERS, Here, LocalLayer
+from mindmodel.parallel.local_layers import LAYERS, Here, LocalLayer, Seen
 from mindmodel.parallel.mesh import Mesh, mesh_of, names, stage_of
 from mindmodel.parallel.plan import Cuts, LayoutRule, Plan, match, match_all, sharded_axes
 from mindmodel.recipe.schema import AXES, ParallelSection
@@ -103,6 +103,27 @@ def lay_out(network: nn.Cell, plan: Plan, parallel: ParallelSection, rank: int, 
     mesh = mesh_of(parallel)
     put_local_layers(network, plan, Here(mesh=mesh, rank=rank, parallel=parallel, dtype=DTYPES[compute_dtype]))
     apply_plan(network, plan, mesh)
+
+
+def see_activations(network: nn.Cell, plan: Plan, parallel: ParallelSection) -> tuple[Parameter, ...]:
+    """Parameters whose gradients are the sums of squares of what the plan's Cells give, of a network that is laid out.
+
+    Raises:
+        LayoutError: if a rule names nothing.
+    """
+    mesh, cells, found = mesh_of(parallel), dict(network.cells_and_names()), []
+    for path, rule in match(cells, plan.seen, "layer"):
+        parent, _, name = path.rpartition(".")
+        pieces = math.prod(mesh.degree(axis) for axis in rule.axes)
+        seen = Seen(cells[path], path.partition(".")[2], mesh.stage_size // pieces)
+        seen.same.add_prim_attr("self_define_shard", True)
+        whole = _layout((None,), mesh)
+        seen.same.shard((_layout(rule.axes, mesh), whole), (_layout(rule.axes, mesh),))
+        if mesh.pp > 1:
+            seen.pipeline_stage, seen.pipeline_segment = cells[path].pipeline_stage, cells[path].pipeline_segment
+        cells[parent]._cells[name] = seen
+        found.append(seen.squares)
+    return tuple(found)
 
 
 def in_micro_batches(network: nn.Cell, parallel: ParallelSection) -> nn.Cell:

@@ -12,14 +12,18 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Callable
 
-from mindspore import Tensor
+from mindspore import Parameter, Tensor
 from mindspore import dtype as mstype
 from mindspore import nn, ops
 from mindspore.communication import create_group
+from mindspore.ops.auto_generate import Dot
 
 from mindmodel.parallel.mesh import Axis, Mesh, names
 from mindmodel.parallel.plans.decoder import most_logit_slices, sums_in_compute_dtype
 from mindmodel.recipe.schema import ParallelSection
+
+SQUARES = "squares."
+"""How the names of parameters begin whose gradients are sums of squares."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -320,6 +324,41 @@ class EmbeddingOverRanks(LocalLayer):
 
     def construct(self, ids, table):
         return self.rows(ids, self.weight(table))
+
+
+class Seen(LocalLayer):
+    """A Cell whose output's sum of squares, over all ranks and micro-batches, is the gradient of a parameter.
+
+    So it is accumulated over micro-batches and summed over the ranks of a stage as gradients are.
+
+    Args:
+        cell: of one input and one output.
+        part: what the parameter, float32 [1], is named after.
+        copies: how many ranks have the same slice of the output.
+    """
+
+    def __init__(self, cell: nn.Cell, part: str, copies: int):
+        super().__init__(auto_prefix=False)
+        self.cell, self.share, self.dot = cell, 1.0 / copies, Dot()
+        self.squares = Parameter(Tensor([0.0], mstype.float32), name=f"{SQUARES}{part}")
+        self.same = ops.Morph(self.forward, self.first, self.first, self.backward)
+
+    def first(self, x, squares):
+        """Shape or dtype of the output."""
+        return x
+
+    def forward(self, x, squares):
+        """The same."""
+        return x
+
+    def backward(self, x, squares, output, gradient):
+        """This rank's part of the sum of squares; x waits for its gradient, else there are float32 copies of all."""
+        flat = ops.cast(ops.depend(x, gradient), mstype.float32).reshape((-1,))
+        return gradient, self.dot(flat, flat).reshape((1,)) * self.share
+
+    def construct(self, x):
+        x = self.cell(x)
+        return self.same(x, self.squares) if self.training else x  # a forward pass over stages does not compile with it
 
 
 LAYERS: dict[str, Callable[[nn.Cell, Here], nn.Cell]] = {

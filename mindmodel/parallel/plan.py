@@ -69,6 +69,14 @@ class CopyRule:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SeenRule:
+    """A Cell whose output's sum of squares is found where norms are asked for, and over which axes that is cut."""
+
+    path: str
+    axes: Axes
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """How a network is laid out over a mesh."""
 
@@ -78,6 +86,7 @@ class Plan:
     recompute: tuple[RecomputeRule, ...] = ()
     copies: tuple[CopyRule, ...] = ()
     local: tuple[LocalRule, ...] = ()
+    seen: tuple[SeenRule, ...] = ()
 
     def axes_of(self, parameter: str) -> Axes:
         """Over which axes a parameter is cut.
@@ -98,7 +107,7 @@ class Plan:
         return 0
 
 
-Rule = TypeVar("Rule", LayoutRule, ParameterRule, StageRule, RecomputeRule, CopyRule, LocalRule)
+Rule = TypeVar("Rule", LayoutRule, ParameterRule, StageRule, RecomputeRule, CopyRule, LocalRule, SeenRule)
 
 
 def matches(pattern: str, path: str) -> bool:

@@ -8,7 +8,7 @@ from mindspore import Tensor, nn, ops
 from mindmodel.parallel.environment import Place
 
 WIDTH = 8
-"""Numbers that a rank can hand round at once."""
+"""Numbers are handed round by so many: every length has a graph of its own."""
 
 
 class Gather(nn.Cell):
@@ -42,15 +42,15 @@ class Ranks:
         """What every rank gives here, in the order of their ranks. Returns when all have given theirs.
 
         Args:
-            values: up to 8 numbers; as many on every rank.
+            values: as many on every rank.
 
         Returns:
             float64 [ranks, len(values)], bit for bit.
         """
-        mine = np.zeros(WIDTH)
+        mine = np.zeros(max(1, -(-len(values) // WIDTH)) * WIDTH)
         mine[: len(values)] = values
         if self._gather is None:
             return mine[None, : len(values)]
         # no device gathers float64 everywhere: its bits travel as pairs of float32, which are only copied
         bits = self._gather(Tensor(mine.view(np.float32))).asnumpy()
-        return np.ascontiguousarray(bits).view(np.float64).reshape(self.count, WIDTH)[:, : len(values)]
+        return np.ascontiguousarray(bits).view(np.float64).reshape(self.count, -1)[:, : len(values)]

@@ -210,13 +210,6 @@ def _not_cut_by_copies(recipe: Recipe) -> list[str]:
     return [f"'{name}'" for name, (number, ranks) in sizes.items() if number % ranks]
 
 
-def norms_are_of_all_layers(recipe: Recipe) -> Iterator[Fault]:
-    """MindSpore takes out of a stage's step what is computed of another stage's layers."""
-    every, pp = recipe.log.norms_every, known(recipe.parallel.pp)
-    if every and pp > 1:
-        yield Fault("log.norms_every", f"'norms_every={every}': with 'pp={pp}' a rank has its own layers. Use 0.")
-
-
 LAYOUT_RULES = (
     every_rank_has_a_sequence,
     tp_divides_the_model,
@@ -232,5 +225,4 @@ LAYOUT_RULES = (
     tied_stages_keep_parameters_whole,
     devices_make_whole_nodes,
     reduce_dtype_has_slices_to_sum,
-    norms_are_of_all_layers,
 )

@@ -13,8 +13,9 @@ from mindmodel.data.loader import Batch, Share
 from mindmodel.models.decoder import Decoder, DecoderLoss
 from mindmodel.parallel.apply import partitioned
 from mindmodel.parallel.mesh import mesh_of
-from mindmodel.parallel.plans.decoder import decoder_plan
+from mindmodel.parallel.plans.decoder import decoder_plan, sees_activations
 from mindmodel.recipe.schema import ParallelSection, Recipe
+from mindmodel.train.norms import Held, parts_of
 from mindmodel.train.optim import AdamW
 from mindmodel.train.rank_step import DataParallelStep, RankStep, laid_out_step, single_loss
 from mindmodel.train.step import TrainStep
@@ -43,6 +44,17 @@ class Built:
         """Whether MindSpore cuts the step, so that once it is compiled this rank's parameters are slices."""
         return isinstance(self.step, RankStep)
 
+    def held(self) -> Held:
+        """What `run` gives of norms; of a partitioned step, once it is compiled."""
+        parameters = self.optimizer.parameters
+        if self.is_partitioned:
+            return self.step.held(set(self.whole.parallel_parameter_name_list))
+        activations = parts_of(len(self.decoder.layers))[:-1]
+        return Held(
+            parameters={parameter.name: 1.0 / self.share.of for parameter in parameters},
+            activations=dict.fromkeys(activations, 1.0),
+        )
+
     def forward_pass(self, recipe: Recipe) -> nn.Cell:
         """The network for evaluation, of as many sequences as a micro-batch of `rows` has.
 
@@ -60,7 +72,7 @@ class Built:
 
     def run(self, batch: Batch, lr: float) -> tuple[Tensor, ...]:
         """One step: mean cross entropy of the global batch, gradient norm before clipping, whether it was applied, and
-        with log.norms_every what `norm_columns` reads."""
+        with log.norms_every what `own_squares` reads."""
         inputs = Tensor(batch.ids), Tensor(batch.labels)
         if not self.is_partitioned:
             return self.whole(*inputs, Tensor(lr, ms.float32))
@@ -108,7 +120,8 @@ def build(recipe: Recipe, rank: int = 0) -> Built:
         step = DataParallelStep(network, optimizer, train, parallel.micro_batches)
         share, rows = Share(index=rank, of=mesh.dp), recipe.sequences_per_rank
     else:
-        step = laid_out_step(network, optimizer, train, parallel, decoder_plan(model, parallel), rank)
+        plan, sees = decoder_plan(model, parallel), norms and not filled_up and sees_activations(parallel)
+        step = laid_out_step(network, optimizer, train, parallel, plan, rank, sees)
     step.set_train()
     whole = partitioned(step, parallel) if cut else step
     return Built(decoder=decoder, optimizer=optimizer, step=step, whole=whole, share=share, rows=rows)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from mindspore import Parameter, Tensor
+from typing import Container
+
+from mindspore import Parameter, ParameterTuple, Tensor
 from mindspore import dtype as mstype
 from mindspore import nn, ops
 
 from mindmodel.layers.kernels import device_kernels
-from mindmodel.parallel.apply import gradient_shares, in_micro_batches, lay_out
+from mindmodel.parallel.apply import gradient_shares, in_micro_batches, lay_out, see_activations
+from mindmodel.parallel.local_layers import SQUARES
 from mindmodel.parallel.mesh import mesh_of
 from mindmodel.parallel.plan import Plan
 from mindmodel.recipe.schema import ParallelSection, TrainSection
+from mindmodel.train.norms import Held
 from mindmodel.train.optim import AdamW
 from mindmodel.train.step import TrainStep
 
@@ -32,10 +36,6 @@ class GlobalTotals(nn.Cell):
         self.shares, self.loss_copies = shares, loss_copies
         self.square_sum = device_kernels().square_sum()
         self.all_reduce, self.map = ops.AllReduce(), ops.HyperMap()
-
-    def squares(self, own):
-        """As Totals'; what several ranks hold counts once."""
-        return self.all_reduce(own * Tensor(self.shares, mstype.float32))
 
     def square(self, grad, share):
         """What one gradient counts."""
@@ -88,7 +88,7 @@ class DataParallelStep(TrainStep):
     Cross entropy, labels and gradients are sums until they are added up, so every label counts alike, on whatever rank.
 
     Inputs: ids and labels int32 [sequences of this rank, S], lr float32 scalar. Outputs: as TrainStep's, of the whole
-    batch.
+    batch but for the activations' sums of squares, which are this rank's.
     """
 
     def __init__(self, network: nn.Cell, optimizer: AdamW, train: TrainSection, micro_batches: int):
@@ -100,7 +100,7 @@ class DataParallelStep(TrainStep):
         num_labels = ops.cast(labels >= 0, mstype.float32).sum()
         sums = self.over_ranks((ops.stack((own[0], num_labels)),) + grads)
         found = self.update(sums[0][0], sums[1:], ops.maximum(sums[0][1], 1.0), lr)
-        return found + self.over_ranks(own[1:]) if self.optimizer.norms else found
+        return found + own[1:]
 
 
 class RankStep(TrainStep):
@@ -110,12 +110,19 @@ class RankStep(TrainStep):
     input goes anywhere but into the network: else MindSpore's pipeline does not find it. So `num_labels` and `lr` are
     parameters, set by `set_scalars` before every step.
 
-    Inputs: ids and labels int32 [sequences, S]. Outputs: as TrainStep's.
+    Args:
+        seen: parameters whose gradients are the activations' sums of squares.
+
+    Inputs: ids and labels int32 [sequences, S]. Outputs: as TrainStep's; sums of squares are those of this rank's
+    slices of its stage's parameters, and of all of that stage's activations.
     """
 
-    def __init__(self, network: nn.Cell, optimizer: AdamW, train: TrainSection, totals: nn.Cell):
+    def __init__(
+        self, network: nn.Cell, optimizer: AdamW, train: TrainSection, totals: nn.Cell, seen: tuple[Parameter, ...]
+    ):
         super().__init__(network, optimizer, train, 1, totals)
-        self.weights = optimizer.parameters
+        self.num_weights, self.sees, self.seen = len(optimizer.parameters), len(seen) > 0, seen
+        self.weights = ParameterTuple([*optimizer.parameters, *seen])
         self.num_labels = Parameter(Tensor(1.0, mstype.float32), name="num_labels", requires_grad=False)
         self.lr = Parameter(Tensor(0.0, mstype.float32), name="lr", requires_grad=False)
         self.grad = ops.GradOperation(get_by_list=True)
@@ -125,10 +132,31 @@ class RankStep(TrainStep):
         self.num_labels.set_data(Tensor(max(num_labels, 1), mstype.float32))
         self.lr.set_data(Tensor(lr, mstype.float32))
 
+    def held(self, in_graph: Container[str]) -> Held:
+        """What of the outputs' sums of squares this rank has.
+
+        Args:
+            in_graph: names of the parameters of the compiled step: those of this rank's stage.
+        """
+        counts = zip(self.optimizer.parameters, self.totals.shares)
+        share = 1.0 / self.totals.loss_copies
+        return Held(
+            parameters={parameter.name: count for parameter, count in counts if parameter.name in in_graph},
+            activations={seen.name.removeprefix(SQUARES): share for seen in self.seen if seen.name in in_graph},
+        )
+
     def construct(self, ids, labels):
         loss = self.network(ids, labels)
         grads = self.grad(self.network, self.weights)(ids, labels)
-        return self.update(loss, grads, self.num_labels.value(), self.lr.value())
+        return self.updated(loss, grads)
+
+    def updated(self, loss, grads):
+        """What a step gives, from the gradients of the weights and of what is seen."""
+        num_labels, lr = self.num_labels.value(), self.lr.value()
+        if not self.sees:
+            return self.update(loss, grads, num_labels, lr)
+        squares = ops.concat(grads[self.num_weights:])
+        return self.update(loss, grads[:self.num_weights], num_labels, lr) + (squares,)
 
 
 class AccumulatingStep(RankStep):
@@ -141,8 +169,16 @@ class AccumulatingStep(RankStep):
     Inputs, outputs: as RankStep's.
     """
 
-    def __init__(self, network: nn.Cell, optimizer: AdamW, train: TrainSection, totals: nn.Cell, sharded: bool):
-        super().__init__(network, optimizer, train, totals)
+    def __init__(
+        self,
+        network: nn.Cell,
+        optimizer: AdamW,
+        train: TrainSection,
+        totals: nn.Cell,
+        seen: tuple[Parameter, ...],
+        sharded: bool,
+    ):
+        super().__init__(network, optimizer, train, totals, seen)
         self.sharded = sharded
         self.accu_grads = self.weights.clone(prefix="accu_grads", init="zeros")  # MindSpore finds them by this name
         self.outlives_infinity = train.check_finite == "skip"
@@ -152,7 +188,7 @@ class AccumulatingStep(RankStep):
         loss = self.network(ids, labels)
         grads = self.grad(self.network, self.weights)(ids, labels)
         summed = ops.depend(self.accu_grads, grads)
-        found = self.update(loss, grads if self.sharded else summed, self.num_labels.value(), self.lr.value())
+        found = self.updated(loss, grads if self.sharded else summed)
         cleared = self.map(ops.partial(self.clear, found[0]), summed)
         return (ops.depend(found[0], cleared),) + found[1:]
 
@@ -165,24 +201,32 @@ class AccumulatingStep(RankStep):
 
 
 def laid_out_step(
-    network: nn.Cell, optimizer: AdamW, train: TrainSection, parallel: ParallelSection, plan: Plan, rank: int
+    network: nn.Cell,
+    optimizer: AdamW,
+    train: TrainSection,
+    parallel: ParallelSection,
+    plan: Plan,
+    rank: int,
+    sees: bool,
 ) -> RankStep:
     """The training step that a rank of a mesh compiles.
 
     Args:
         network: for one device, with two outputs; its operators are cut here.
+        sees: whether the sums of squares of its activations are wanted.
 
     Raises:
         LayoutError: if plan and network do not fit.
     """
     lay_out(network, plan, parallel, rank, train.compute_dtype)
+    seen = see_activations(network, plan, parallel) if sees else ()
     mesh = mesh_of(parallel)
     totals = GlobalTotals(gradient_shares(optimizer.parameters, plan, parallel, rank), mesh.stage_size)
     single = OnlyLoss(network, train.z_loss > 0)
     if parallel.micro_batches == 1 and mesh.pp == 1:
-        return RankStep(single, optimizer, train, totals)
+        return RankStep(single, optimizer, train, totals, seen)
     sharded = parallel.shard_optimizer != "none"
-    return AccumulatingStep(in_micro_batches(single, parallel), optimizer, train, totals, sharded)
+    return AccumulatingStep(in_micro_batches(single, parallel), optimizer, train, totals, seen, sharded)
 
 
 def single_loss(step: RankStep) -> OnlyLoss:

@@ -84,7 +84,7 @@ class Saving:
             step=step,
             samples=samples,
             tokens=samples * recipe.data.seq_len,
-            weights=tensors_of(training.decoder.trainable_params()),
+            weights=tensors_of(training.optimizer.parameters),
             optimizer=tensors_of(training.optimizer.state().values()),
             recipe=recipe_to_dict(recipe),
             versions=versions(),

@@ -82,7 +82,7 @@ def hold(
         LayoutError: if MindSpore has cut the parameters otherwise than the plan says.
     """
     mesh, placements = mesh_of(recipe.parallel), weight_placements(recipe)
-    parameters = built.decoder.trainable_params()
+    parameters = built.optimizer.parameters
     held = HeldTensors(weights, placements, mesh, rank, where)
     if built.is_partitioned:
         _refuse_other_cuts(parameters, held.shapes(), built.whole.parallel_parameter_name_list, rank)

@@ -24,10 +24,6 @@ class Totals(nn.Cell):
         super().__init__()
         self.square_sum = device_kernels().square_sum()
 
-    def squares(self, own):
-        """Sums of squares by parameter [3, n], from those of what this rank holds."""
-        return own
-
     def construct(self, entropy, grads):
         return entropy, self.square_sum(grads)
 
@@ -41,8 +37,8 @@ class TrainStep(nn.Cell):
 
     Inputs: ids and labels int32 [sequences, S], lr float32 scalar.
     Outputs: mean cross entropy over the labels that count, global gradient norm before clipping, whether the weights
-    were updated. Where the optimizer has `norms`: also those of n parameters after the update, of their gradients
-    before clipping and of what was taken from them, float32 [3, n], and the sums of squares of the activations.
+    were updated. Where the optimizer has `norms`: also the sums of squares of n parameters after the update, of their
+    gradients summed over the labels and of what was taken from them, float32 [3, n], and those of the activations.
     """
 
     def __init__(
@@ -83,7 +79,7 @@ class TrainStep(nn.Cell):
         return part if len(total) == 0 else self.map(self.plus, total, part)
 
     def update(self, entropy, grads, num_labels, lr):
-        """Clip, check and apply summed gradients; gives loss, norm, whether they were applied, and the norms."""
+        """Clip, check and apply summed gradients; gives loss, norm, whether they were applied, and sums of squares."""
         entropy, squares = self.totals(entropy, grads)
         norm = ops.sqrt(squares) / num_labels
         scale = 1.0 / num_labels
@@ -95,12 +91,7 @@ class TrainStep(nn.Cell):
             apply = ops.logical_and(ops.isfinite(norm), ops.isfinite(loss))
         updated = self.optimizer(grads, scale, apply, lr)
         found = ops.depend(loss, updated), norm, apply
-        return found + (self.norms(updated[0], num_labels),) if self.optimizer.norms else found
-
-    def norms(self, squares, num_labels):
-        """Of parameters, gradients and updates, from their sums of squares [3, n]."""
-        one = Tensor(1.0, mstype.float32)
-        return ops.sqrt(self.totals.squares(squares)) / ops.stack((one, num_labels, one)).reshape((3, 1))
+        return found + (updated[0],) if self.optimizer.norms else found
 
     def count(self, labels):
         """Labels that count, at least 1."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from contextlib import nullcontext
 
-import numpy as np
+from mindspore import Tensor
 
 from mindmodel.data.loader import Batch
 from mindmodel.errors import NotFiniteError
@@ -13,7 +13,7 @@ from mindmodel.parallel.heartbeat import heartbeat_of_this_process
 from mindmodel.parallel.runtime import Runtime
 from mindmodel.terminal import Terminal
 from mindmodel.train.build import Built, build, build_without_numbers, is_partitioned
-from mindmodel.train.norms import norm_columns
+from mindmodel.train.norms import norm_columns, own_squares, parts_of
 from mindmodel.train.run import OpenedRun
 from mindmodel.train.schedule import learning_rate
 from mindmodel.train.slow_ranks import SlowRanks
@@ -35,7 +35,7 @@ class Stepping:
         self.heartbeat, self.slow_ranks = heartbeat_of_this_process(), SlowRanks(runtime)
         self.built = self._build()
         self.decoder, self.optimizer = self.built.decoder, self.built.optimizer
-        self._norm_outputs: list[np.ndarray] = []
+        self._norm_outputs: tuple[float, tuple[Tensor, ...]] = 0.0, ()
         self._fill()
 
     def _build(self) -> Built:
@@ -82,18 +82,22 @@ class Stepping:
         self.heartbeat.beat("compiling" if first else "step", step)
         compiling = self.runtime.compiling("the training graph", self.terminal, kept=True) if first else nullcontext()
         with compiling:
-            outputs = [output.asnumpy() for output in self.built.run(batch, lr)]
-        loss, norm, applied = float(outputs[0]), float(outputs[1]), bool(outputs[2])
-        self._norm_outputs = outputs[3:]
+            outputs = self.built.run(batch, lr)
+            loss, norm, applied = (output.asnumpy().item() for output in outputs[:3])
+        self._norm_outputs = norm, outputs[3:]
         if not applied:
             self._not_finite(step, loss, norm)
         self.step = step
         return loss, norm, lr
 
     def norms(self) -> dict[str, float]:
-        """Of the step before, by column of the metrics; what log.norms_every asks for."""
-        names = [parameter.name for parameter in self.optimizer.parameters]
-        return norm_columns(self._norm_outputs, names, self.recipe.sequences_per_step * self.recipe.data.seq_len)
+        """Of the step before, by column of the metrics; what log.norms_every asks for. All ranks must call it."""
+        grad_norm, outputs = self._norm_outputs
+        parts = parts_of(self.recipe.model.num_layers)
+        own = own_squares([output.asnumpy() for output in outputs], self.built.held(), parts)
+        squares = self.ranks.gather(*own.ravel()).sum(axis=0).reshape(own.shape)
+        num_tokens = self.recipe.sequences_per_step * self.recipe.data.seq_len
+        return norm_columns(squares, parts, grad_norm, num_tokens)
 
     def _not_finite(self, step: int, loss: float, norm: float) -> None:
         found = f"step {step}: loss {loss}, gradient norm {norm}: not finite"

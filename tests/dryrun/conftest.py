@@ -193,6 +193,12 @@ def _jobs(name, prefix, forward):
     return [jobs[0], *(jobs[-1:] if SIZES[name].parallel.pp > 1 else [])]
 
 
+@pytest.fixture(scope="session")
+def layouts() -> dict[str, Recipe]:
+    """All that are executed, by name; none is compiled for it."""
+    return LAYOUTS
+
+
 @pytest.fixture
 def partition(partitions, layout):
     """The test's layout."""

@@ -11,7 +11,6 @@ import pytest
 from mindmodel.dryrun import prove as prove_module
 from mindmodel.dryrun.prove import LR, NUM_STEPS, TOLERANCE, batches_of, compare, prove, reference
 from mindmodel.errors import LayoutError
-from mindmodel.recipe.schema import LogSection
 
 
 def test_a_layout_computes_what_one_device_computes(partition):
@@ -28,13 +27,6 @@ def test_what_is_compared_is_worth_comparing(partition):
     for name in names:
         assert np.abs(alone.moments[0][name]).max() > 1e-6, name
         assert np.abs(alone.weights[0][name] - partition.before[name]).max() > LR / 100, name
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("layout", ["dp2 tp2"])
-def test_norms_of_slices_add_up_to_those_of_one_device(partition):
-    proof = prove(dataclasses.replace(partition.recipe, log=LogSection(norms_every=1)))
-    assert proof.holds and proof.loss > 0, proof
 
 
 def proof_of(partition, **changed):

@@ -111,10 +111,6 @@ CASES = {
         "command line, parallel.reduce_dtype: 'compute' goes with sharded states, and 'shard_optimizer=none'. Use "
         "states there, or float32 here.",
     ),
-    "norms_are_of_all_layers": (
-        ["log.norms_every=5", "parallel.pp=2", "parallel.micro_batches=2"],
-        "command line, log.norms_every: 'norms_every=5': with 'pp=2' a rank has its own layers. Use 0.",
-    ),
     "recompute_layers_has_recompute": (
         ["parallel.recompute_layers=1"],
         "command line, parallel.recompute_layers: limits recompute, and 'recompute=none'. Use recompute selective",

@@ -57,7 +57,7 @@ def command(tmp_path_factory, standin) -> Command:
 def trained(command):
     """The CPU's run, held and saved as it is by two ranks, then trained for a step by two stages."""
     command.copy("alone", command.folder / "run")
-    jobs = [job("states", "run", 3, idle=True), job("pp2", "run", 4, "train.check_finite=none")]
+    jobs = [job("states", "run", 3, idle=True), job("pp2", "run", 4, "train.check_finite=none", "log.norms_every=1")]
     command.printed = simulated(command.folder, jobs, level=1)
     return command
 

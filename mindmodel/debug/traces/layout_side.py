@@ -45,7 +45,7 @@ def num_devices_of(recipe: Recipe) -> int:
 
 
 def sized(recipe: Recipe) -> Recipe:
-    """The recipe with the vocabulary's size and all degrees filled in, if it can be executed here.
+    """The recipe with the vocabulary's size and all degrees filled in, and without norms, if it can be executed here.
 
     Raises:
         TraceError: if it has too many ranks or parameters, or only its tokenizer knows the vocabulary's size.
@@ -57,7 +57,7 @@ def sized(recipe: Recipe) -> Recipe:
         raise TraceError(f"{where}: up to {MAX_DEVICES} are executed rank by rank. Use smaller degrees, or --single.")
     if vocab_size is None:
         raise TraceError(f"{where}: only its tokenizer knows the vocabulary's size. Give model.vocab_size.")
-    recipe = recipe.with_keys({"model.vocab_size": vocab_size})
+    recipe = recipe.with_keys({"model.vocab_size": vocab_size, "log.norms_every": 0})
     count = parameters(recipe.model, vocab_size).total
     if count > MAX_PARAMETERS:
         raise TraceError(
@@ -104,7 +104,7 @@ def trace_graphs(
     keep = [{value.key for value in values.values()} for values in found]
     interpreter = Interpreter(graphs, _cut(recipe, slices, weights or {}), keep=keep)
     losses, norms = one_step(interpreter, whole, inputs.lr)
-    gradients = [_gradients(recipe, *rank) for rank in zip(moments_of(interpreter), norms[0])]
+    gradients = [_gradients(recipe, *rank) for rank in zip(moments_of(interpreter), norms)]
     return Trace(
         source=f"{len(graphs)} ranks executed in NumPy",
         dtype="float32",

@@ -67,63 +67,86 @@ __attribute__((noinline)) static void update(const Settings &by, float decay, fl
 
 constexpr Index SPAN = 1 << 12;  // of numbers that are updated at once: all arrays of a span stay in the cache
 
-// settings f32[6] = (lr, beta1, beta2, eps, scale, apply), decays f32[n], then n times p, m, v, g f32 ->
-// done f32[1] = apply. Works in place on p, m and v; touches nothing if apply is 0.
-MINDMODEL_KERNEL(adamw) {
-  constexpr int FIRST = 2;
-  const Settings &by = *args.array<Settings>(0);
-  const float *decays = args.array<float>(1);
-  const int num_parameters = (args.num_arrays - FIRST - 1) / 4;
-  *args.array<float>(args.num_arrays - 1) = by.apply;
-  if (by.apply == 0.f) return SUCCESS;
+// The inputs of both kernels below: settings f32[6] = (lr, beta1, beta2, eps, scale, apply), decays f32[n], then n times
+// p, m, v, g f32. They work in place on p, m and v, and touch nothing if apply is 0.
+struct Inputs {
+  static constexpr int FIRST = 2;
+
+  explicit Inputs(const Arguments &args)
+      : args(args), by(*args.array<Settings>(0)), num_parameters((args.num_arrays - FIRST - 1) / 4) {}
+
+  Index num_spans(int i) const { return divide_up(args.num_elements(FIRST + 4 * i), SPAN); }
+
+  // work(span, decay, p, m, v, g, count) for every span of every parameter; spans are numbered through.
+  template <class Work>
+  void for_spans(Work work) const {
+    const float *decays = args.array<float>(1);
 #pragma omp parallel num_threads(num_threads())
-  for (int i = 0; i < num_parameters; i++) {
-    const int at = FIRST + 4 * i;
-    float *p = args.array<float>(at), *m = args.array<float>(at + 1), *v = args.array<float>(at + 2);
-    const float *g = args.array<float>(at + 3);
-    const Index count = args.num_elements(at);
+    for (int i = 0, at = FIRST, first = 0; i < num_parameters; first += num_spans(i), i++, at += 4) {
+      float *p = args.array<float>(at), *m = args.array<float>(at + 1), *v = args.array<float>(at + 2);
+      const float *g = args.array<float>(at + 3);
+      const Index count = args.num_elements(at);
 #pragma omp for nowait
-    for (Index j = 0; j < count; j += SPAN)
-      update(by, decays[i], p + j, m + j, v + j, g + j, std::min(SPAN, count - j));
+      for (Index j = 0; j < count; j += SPAN)
+        work(first + j / SPAN, decays[i], p + j, m + j, v + j, g + j, std::min(SPAN, count - j));
+    }
   }
+
+  const Arguments &args;
+  const Settings &by;
+  const int num_parameters;
+};
+
+// -> done f32[1] = apply
+MINDMODEL_KERNEL(adamw) {
+  const Inputs inputs(args);
+  *args.array<float>(args.num_arrays - 1) = inputs.by.apply;
+  if (inputs.by.apply == 0.f) return SUCCESS;
+  inputs.for_spans([&](Index, float decay, float *p, float *m, float *v, const float *g, Index count) {
+    update(inputs.by, decay, p, m, v, g, count);
+  });
   return SUCCESS;
 }
 
-// As adamw -> f32[3, n], sums of squares of each parameter after the update, of its gradient g and of what was added.
-MINDMODEL_KERNEL(adamw_with_norms) {
-  constexpr int FIRST = 2;
-  const Settings &by = *args.array<Settings>(0);
-  const float *decays = args.array<float>(1);
-  const int num_parameters = (args.num_arrays - FIRST - 1) / 4;
-  float *norms = args.array<float>(args.num_arrays - 1);
-  for (int i = 0; i < num_parameters; i++) {
-    const int at = FIRST + 4 * i;
-    float *p = args.array<float>(at), *m = args.array<float>(at + 1), *v = args.array<float>(at + 2);
-    const float *g = args.array<float>(at + 3);
-    const Index count = args.num_elements(at), num_spans = divide_up(count, SPAN);
-    std::vector<double> sums(3 * num_spans);
-#pragma omp parallel for num_threads(num_threads())
-    for (Index s = 0; s < num_spans; s++) {
-      const Index first = s * SPAN, size = std::min(SPAN, count - first);
-      float before[SPAN];
-      std::memcpy(before, p + first, size * sizeof(float));
-      if (by.apply != 0.f) update(by, decays[i], p + first, m + first, v + first, g + first, size);
-      double weight = 0, gradient = 0, added = 0;
+struct Squares {
+  double weight = 0, gradient = 0, added = 0;
+};
+
+// Of a span, in float32: 256 summands at most in a lane of 16.
+static Squares squares_of(const float *p, const float *before, const float *g, Index count) {
+  float weight = 0, gradient = 0, added = 0;
 #pragma omp simd reduction(+ : weight, gradient, added)
-      for (Index j = 0; j < size; j++) {
-        const float difference = p[first + j] - before[j];
-        weight += static_cast<double>(p[first + j]) * p[first + j];
-        gradient += static_cast<double>(g[first + j]) * g[first + j];
-        added += static_cast<double>(difference) * difference;
-      }
-      const double found[] = {weight, gradient, added};
-      for (int kind = 0; kind < 3; kind++) sums[kind * num_spans + s] = found[kind];
+  for (Index j = 0; j < count; j++) {
+    const float difference = p[j] - before[j];
+    weight += p[j] * p[j];
+    gradient += g[j] * g[j];
+    added += difference * difference;
+  }
+  return {weight, gradient, added};
+}
+
+// -> f32[3, n], sums of squares of each parameter after the update, of its gradient g and of what was added
+MINDMODEL_KERNEL(adamw_with_norms) {
+  const Inputs inputs(args);
+  const int n = inputs.num_parameters;
+  Index num_spans = 0;
+  for (int i = 0; i < n; i++) num_spans += inputs.num_spans(i);
+  std::vector<Squares> of_spans(num_spans);
+  inputs.for_spans([&](Index span, float decay, float *p, float *m, float *v, const float *g, Index count) {
+    float before[SPAN];
+    std::memcpy(before, p, count * sizeof(float));
+    if (inputs.by.apply != 0.f) update(inputs.by, decay, p, m, v, g, count);
+    of_spans[span] = squares_of(p, before, g, count);
+  });
+  float *sums = args.array<float>(args.num_arrays - 1);
+  for (int i = 0, span = 0; i < n; i++) {
+    Squares total;
+    for (const int end = span + inputs.num_spans(i); span < end; span++) {
+      total.weight += of_spans[span].weight;
+      total.gradient += of_spans[span].gradient;
+      total.added += of_spans[span].added;
     }
-    for (int kind = 0; kind < 3; kind++) {
-      double total = 0;
-      for (Index s = 0; s < num_spans; s++) total += sums[kind * num_spans + s];
-      norms[kind * num_parameters + i] = static_cast<float>(total);
-    }
+    sums[i] = total.weight, sums[n + i] = total.gradient, sums[2 * n + i] = total.added;
   }
   return SUCCESS;
 }

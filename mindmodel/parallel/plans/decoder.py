@@ -6,7 +6,17 @@ Paths begin at DecoderLoss: `decoder` and `loss`.
 from __future__ import annotations
 
 from mindmodel.parallel.mesh import Axes, Axis, balanced_stages, mesh_of
-from mindmodel.parallel.plan import CopyRule, Cuts, LayoutRule, LocalRule, ParameterRule, Plan, RecomputeRule, StageRule
+from mindmodel.parallel.plan import (
+    CopyRule,
+    Cuts,
+    LayoutRule,
+    LocalRule,
+    ParameterRule,
+    Plan,
+    RecomputeRule,
+    SeenRule,
+    StageRule,
+)
 from mindmodel.recipe.schema import ModelSection, ParallelSection
 
 MOST_SLICES, ALL_SLICES = 8, 256
@@ -26,6 +36,9 @@ COLUMNS = (f"{LAYER}.attention.qkv.linear", f"{LAYER}.mlp.gate_up.linear")
 """Products whose outputs are cut over tp."""
 ROWS = (f"{LAYER}.attention.out.linear", f"{LAYER}.mlp.down.linear")
 """Products whose inputs are cut over tp."""
+
+SEEN = ("decoder.embedding", LAYER, "decoder.norm")
+"""What gives the residual stream, and the output layer's input."""
 
 NORMS = (".attention_norm.residual_norm.rms_norm", ".mlp_norm.residual_norm.rms_norm")
 SWIGLU = (".mlp.swiglu.swiglu", ".mlp.swiglu.flat")
@@ -53,6 +66,7 @@ def decoder_plan(model: ModelSection, parallel: ParallelSection) -> Plan:
         recompute=_recompute(model, parallel),
         copies=_copies(model, parallel),
         local=_local(parallel),
+        seen=tuple(SeenRule(path=path, axes=(residual, None)) for path in SEEN),
     )
 
 
@@ -123,6 +137,11 @@ def _norms_wait_for_gradients(parallel: ParallelSection) -> bool:
     """Whether norms are computed again with weights gathered again; not so where micro-batches share a graph."""
     alone = mesh_of(parallel).pp == parallel.micro_batches == 1
     return alone and parallel.shard_optimizer == "parameters" and parallel.recompute != "none"
+
+
+def sees_activations(parallel: ParallelSection) -> bool:
+    """Whether sums of squares can be found: not of layers that are computed again where micro-batches share a graph."""
+    return parallel.recompute != "full" or mesh_of(parallel).pp == parallel.micro_batches == 1
 
 
 def _own_embedding(parallel: ParallelSection) -> bool:
