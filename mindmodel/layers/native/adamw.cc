@@ -51,69 +51,82 @@ struct Settings {
   float lr, beta1, beta2, eps, scale, apply;
 };
 
-// The update of `count` numbers. Source: MindSpore's ops.AdamWeightDecay, g * scale for g.
-// Not inlined, so that a number has the same bits wherever its update is called from.
-__attribute__((noinline)) static void update(const Settings &by, float decay, float *p, float *m, float *v,
-                                             const float *g, Index count) {
-  const float lr = by.lr, beta1 = by.beta1, beta2 = by.beta2, eps = by.eps, scale = by.scale;
-#pragma omp simd
-  for (Index j = 0; j < count; j++) {
-    const float gradient = g[j] * scale;
-    m[j] = beta1 * m[j] + (1.f - beta1) * gradient;
-    v[j] = beta2 * v[j] + (1.f - beta2) * gradient * gradient;
-    p[j] -= lr * (m[j] / (std::sqrt(v[j]) + eps) + decay * p[j]);
-  }
-}
-
 constexpr Index SPAN = 1 << 12;  // of numbers that are updated at once: all arrays of a span stay in the cache
 
-// settings f32[6] = (lr, beta1, beta2, eps, scale, apply), decays f32[n], then n times p, m, v, g f32 ->
+// A parameter p with its moments m and v and its gradient g.
+struct Parameter {
+  float *p, *m, *v;
+  const float *g;
+  float decay;
+  Index count;
+
+  // The update of `size` numbers from `first` on. Source: MindSpore's ops.AdamWeightDecay, g * scale for g.
+  // Not inlined, so that a number has the same bits wherever its update is called from.
+  __attribute__((noinline)) void update(const Settings &by, Index first, Index size) const {
+    const float lr = by.lr, beta1 = by.beta1, beta2 = by.beta2, eps = by.eps, scale = by.scale, decay = this->decay;
+    float *p = this->p + first, *m = this->m + first, *v = this->v + first;
+    const float *g = this->g + first;
+#pragma omp simd
+    for (Index j = 0; j < size; j++) {
+      const float gradient = g[j] * scale;
+      m[j] = beta1 * m[j] + (1.f - beta1) * gradient;
+      v[j] = beta2 * v[j] + (1.f - beta2) * gradient * gradient;
+      p[j] -= lr * (m[j] / (std::sqrt(v[j]) + eps) + decay * p[j]);
+    }
+  }
+};
+
+// Those of the kernels below.
+static std::vector<Parameter> parameters_of(const Arguments &args) {
+  constexpr int FIRST = 2;
+  const int n = (args.num_arrays - FIRST - 1) / 4;
+  std::vector<Parameter> parameters;
+  for (int i = 0; i < n; i++) {
+    const auto array = [&](int kind) { return args.array<float>(FIRST + kind * n + i); };
+    parameters.push_back(
+        {array(0), array(1), array(2), array(3), args.array<float>(1)[i], args.num_elements(FIRST + i)});
+  }
+  return parameters;
+}
+
+// settings f32[6] = (lr, beta1, beta2, eps, scale, apply), decays f32[n], then n arrays p, n m, n v and n g, all f32 ->
 // done f32[1] = apply. Works in place on p, m and v; touches nothing if apply is 0.
 MINDMODEL_KERNEL(adamw) {
-  constexpr int FIRST = 2;
   const Settings &by = *args.array<Settings>(0);
-  const float *decays = args.array<float>(1);
-  const int num_parameters = (args.num_arrays - FIRST - 1) / 4;
+  const std::vector<Parameter> parameters = parameters_of(args);
   *args.array<float>(args.num_arrays - 1) = by.apply;
   if (by.apply == 0.f) return SUCCESS;
 #pragma omp parallel num_threads(num_threads())
-  for (int i = 0; i < num_parameters; i++) {
-    const int at = FIRST + 4 * i;
-    float *p = args.array<float>(at), *m = args.array<float>(at + 1), *v = args.array<float>(at + 2);
-    const float *g = args.array<float>(at + 3);
-    const Index count = args.num_elements(at);
+  for (const Parameter &parameter : parameters) {
 #pragma omp for nowait
-    for (Index j = 0; j < count; j += SPAN)
-      update(by, decays[i], p + j, m + j, v + j, g + j, std::min(SPAN, count - j));
+    for (Index first = 0; first < parameter.count; first += SPAN)
+      parameter.update(by, first, std::min(SPAN, parameter.count - first));
   }
   return SUCCESS;
 }
 
 // As adamw -> f32[3, n], sums of squares of each parameter after the update, of its gradient g and of what was added.
 MINDMODEL_KERNEL(adamw_with_norms) {
-  constexpr int FIRST = 2;
   const Settings &by = *args.array<Settings>(0);
-  const float *decays = args.array<float>(1);
-  const int num_parameters = (args.num_arrays - FIRST - 1) / 4;
+  const std::vector<Parameter> parameters = parameters_of(args);
   float *norms = args.array<float>(args.num_arrays - 1);
-  for (int i = 0; i < num_parameters; i++) {
-    const int at = FIRST + 4 * i;
-    float *p = args.array<float>(at), *m = args.array<float>(at + 1), *v = args.array<float>(at + 2);
-    const float *g = args.array<float>(at + 3);
-    const Index count = args.num_elements(at), num_spans = divide_up(count, SPAN);
+  for (size_t i = 0; i < parameters.size(); i++) {
+    const Parameter &parameter = parameters[i];
+    const Index num_spans = divide_up(parameter.count, SPAN);
     std::vector<double> sums(3 * num_spans);
 #pragma omp parallel for num_threads(num_threads())
     for (Index s = 0; s < num_spans; s++) {
-      const Index first = s * SPAN, size = std::min(SPAN, count - first);
+      const Index first = s * SPAN, size = std::min(SPAN, parameter.count - first);
+      const float *p = parameter.p + first, *g = parameter.g + first;
       float before[SPAN];
-      std::memcpy(before, p + first, size * sizeof(float));
-      if (by.apply != 0.f) update(by, decays[i], p + first, m + first, v + first, g + first, size);
+      std::memcpy(before, p, size * sizeof(float));
+      if (by.apply != 0.f) parameter.update(by, first, size);
       double weight = 0, gradient = 0, added = 0;
 #pragma omp simd reduction(+ : weight, gradient, added)
       for (Index j = 0; j < size; j++) {
-        const float difference = p[first + j] - before[j];
-        weight += static_cast<double>(p[first + j]) * p[first + j];
-        gradient += static_cast<double>(g[first + j]) * g[first + j];
+        const float difference = p[j] - before[j];
+        weight += static_cast<double>(p[j]) * p[j];
+        gradient += static_cast<double>(g[j]) * g[j];
         added += static_cast<double>(difference) * difference;
       }
       const double found[] = {weight, gradient, added};
@@ -122,7 +135,7 @@ MINDMODEL_KERNEL(adamw_with_norms) {
     for (int kind = 0; kind < 3; kind++) {
       double total = 0;
       for (Index s = 0; s < num_spans; s++) total += sums[kind * num_spans + s];
-      norms[kind * num_parameters + i] = static_cast<float>(total);
+      norms[kind * parameters.size() + i] = static_cast<float>(total);
     }
   }
   return SUCCESS;
