@@ -53,10 +53,16 @@ def find_or_make(room: str, key: str, make: Callable[[Path], None]) -> Path:
                 make(folder / key)
         return folder / key
     except (OSError, RuntimeError):  # a home that is read-only, full, or that nobody knows
-        private = Path(tempfile.mkdtemp(prefix=f"mindmodel-{room}-"))
-        atexit.register(shutil.rmtree, private, ignore_errors=True)
-        make(private / key)
-        return private / key
+        folder = temporary_folder(room) / key
+        make(folder)
+        return folder
+
+
+def temporary_folder(room: str) -> Path:
+    """A folder in a room's place that goes with the process."""
+    folder = Path(tempfile.mkdtemp(prefix=f"mindmodel-{room}-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 @contextmanager

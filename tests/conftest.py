@@ -12,8 +12,9 @@ import pytest
 
 from mindmodel.parallel.environment import prepare_environment
 from mindmodel.recipe.load import recipe_from_dict
+from mindmodel.recipe.schema import RuntimeSection
 
-prepare_environment(cpu_kernels="graph")  # before any test imports mindspore
+prepare_environment(RuntimeSection(cpu_kernels="graph"))  # before any test imports mindspore
 sys.path.append(os.path.dirname(__file__))  # for graph.py and command.py
 
 

@@ -1,4 +1,5 @@
-"""Functions as Cells, and what MindSpore's compiler made of one: operators with dtypes and shapes of their operands.
+"""Functions and whole training steps as Cells, and what MindSpore's compiler made of one: operators with dtypes and
+shapes of their operands.
 
 To read a graph nothing is executed and no kernels are chosen, so a graph whose operators the CPU lacks can be read too.
 """
@@ -6,6 +7,10 @@ To read a graph nothing is executed and no kernels are chosen, so a graph whose 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+import numpy as np
+
+from mindmodel.recipe.schema import ModelSection, OptimSection, TrainSection
 
 TENSOR_DTYPES = {"FLOAT": "float32", "BFLOAT16": "bfloat16", "FLOAT16": "float16"}
 
@@ -86,6 +91,27 @@ def as_cell(function):
             return self.function(*inputs)
 
     return AsCell()
+
+
+def training_step(model: ModelSection, seq_len: int, compute_dtype: str = "float32"):
+    """The step of a model as a Cell, with the kernels that are chosen now."""
+    from mindmodel.models.decoder import Decoder, DecoderLoss
+    from mindmodel.train.optim import AdamW
+    from mindmodel.train.step import TrainStep
+
+    train = TrainSection(steps=1, tokens_per_step=2 * seq_len, compute_dtype=compute_dtype)
+    decoder = Decoder(model, seq_len, compute_dtype)
+    optimizer = AdamW(decoder.trainable_params(), OptimSection())
+    return TrainStep(DecoderLoss(decoder, model.vocab_size), optimizer, train, 1).set_train()
+
+
+def training_graph(model: ModelSection, seq_len: int, compute_dtype: str = "float32") -> Graph:
+    """Of a model's step over two sequences."""
+    import mindspore as ms
+    from mindspore import Tensor
+
+    ids = Tensor(np.zeros((2, seq_len), np.int32))
+    return compiled_graph(training_step(model, seq_len, compute_dtype), ids, ids, Tensor(1e-3, ms.float32))
 
 
 def _value(tensor) -> Value:

@@ -10,7 +10,7 @@ NEVER = 2**63 - 1
 VOCAB_SIZE, NUM_TOKENS = 10, 4
 DECODER = "Default/network-RankStep/network-OnlyLoss/network-DecoderLoss/decoder-Decoder"
 LOSS = "Default/network-RankStep/network-OnlyLoss/network-DecoderLoss/loss-HeadLoss/head_loss-HeadLossAscend"
-EMBEDDING = f"{DECODER}/embedding-Embedding/embedding-EmbeddingAscend"
+EMBEDDING = f"{DECODER}/embedding-Embedding/embedding-EmbeddingByGather"
 ADAM = "Default/network-RankStep/optimizer-AdamW/update-AdamWAscend/AdamApply"
 
 

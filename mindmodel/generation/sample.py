@@ -54,6 +54,10 @@ def choose(logits: np.ndarray, sampling: Sampling, generator: np.random.Generato
     return np.take_along_axis(order, picked, axis=1)[:, 0].astype(np.int32)
 
 
+def _padded(length: int) -> int:
+    return -(-length // PROMPT_STEP) * PROMPT_STEP
+
+
 class Generator:
     """Continues prompts with one model; graphs are compiled at the first use.
 
@@ -68,7 +72,7 @@ class Generator:
     def __init__(
         self, decoder: Decoder, model: ModelSection, vocab_size: int, max_tokens: int, num_sequences: int = 1
     ) -> None:
-        self._num_slots = -(-max_tokens // PROMPT_STEP) * PROMPT_STEP
+        self._num_slots = _padded(max_tokens)
         self._prompt_graph = CachedDecoder(decoder, model, num_sequences, self._num_slots)
         self._step_graph: Union[DecodeStep, DecodeStepNative] = (
             DecodeStep(self._prompt_graph, num_sequences)
@@ -86,19 +90,16 @@ class Generator:
         """
         if ms.get_context("mode") != ms.GRAPH_MODE:
             return
-        num_new = self._padded(len(prompt))
+        num_new = _padded(len(prompt))
         for graph, shapes in (
             (self._prompt_graph, ((self._num_sequences, num_new), num_new, self._num_sequences)),
             (self._step_graph, (self._num_sequences, 1)),
         ):
             graph.compile(*(Tensor(np.zeros(shape, np.int32)) for shape in shapes))
 
-    def _padded(self, length: int) -> int:
-        return min(-(-length // PROMPT_STEP) * PROMPT_STEP, self._num_slots)
-
     def prompt_logits(self, ids: np.ndarray) -> np.ndarray:
         """Logits [B, V] after prompts ids [B, n], with which the cache is begun."""
-        length, num_new = ids.shape[1], self._padded(ids.shape[1])
+        length, num_new = ids.shape[1], _padded(ids.shape[1])
         padded = np.zeros((len(ids), num_new), np.int32)
         padded[:, :length] = ids
         last = np.arange(length - 1, padded.size, num_new, dtype=np.int32)

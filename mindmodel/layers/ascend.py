@@ -15,13 +15,9 @@ from mindspore.ops.auto_generate import Dot, RmsNorm, RotaryPositionEmbedding, S
 from mindspore.ops.operations.nn_ops import FlashAttentionScore
 
 from mindmodel.layers.kernels import Kernels
-from mindmodel.layers.shared import AdamWByTensor, EmbeddingByGather
+from mindmodel.layers.shared import AdamWByTensor, EmbeddingByGather, SquareSumsByTensor
 
 COMPRESSED_MASK_SIZE = 2048  # sparse_mode 2 takes one causal mask of this size for every sequence length
-
-
-class EmbeddingAscend(EmbeddingByGather):
-    """Its backward pass is MindSpore's own."""
 
 
 class LinearAscend(nn.Cell):
@@ -179,19 +175,10 @@ class SquareSumAscend(nn.Cell):
         return total
 
 
-class SquareSumsAscend(nn.Cell):
-    """Sum of all squares of each. Inputs: tuple of n tensors. Outputs: float32 [n]."""
+class SquareSumsAscend(SquareSumsByTensor):
+    """A kernel each."""
 
-    def __init__(self):
-        super().__init__()
-        self.square_sum, self.map, self.stack = SquareSumAscend(), ops.HyperMap(), ops.Stack()
-
-    def squares_of(self, tensor):
-        """Of one."""
-        return self.square_sum((tensor,))
-
-    def construct(self, tensors):
-        return self.stack(self.map(self.squares_of, tensors))
+    square_sum = SquareSumAscend
 
 
 class FiniteOrZeroAscend(nn.Cell):
@@ -208,7 +195,7 @@ class AdamWAscend(AdamWByTensor):
 
 
 KERNELS = Kernels(
-    embedding=EmbeddingAscend,
+    embedding=EmbeddingByGather,
     linear=LinearAscend,
     rms_norm=RMSNormAscend,
     residual_norm=ResidualNormAscend,

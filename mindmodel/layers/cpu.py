@@ -17,7 +17,7 @@ from mindspore import nn, ops
 
 from mindmodel.layers.kernels import Kernels
 from mindmodel.layers.rope import rotation_matrix
-from mindmodel.layers.shared import AdamWByTensor, EmbeddingByGather
+from mindmodel.layers.shared import AdamWByTensor, EmbeddingByGather, SquareSumsByTensor
 
 LARGEST_FLOAT = 3.4e38
 LOGITS_BYTES = 128 * 2**20
@@ -32,10 +32,6 @@ def in_float32(x):
 def rounded(x, like):
     """float32 with the precision of `like`."""
     return in_float32(ops.cast(x, like.dtype))
-
-
-class EmbeddingCPU(EmbeddingByGather):
-    """Its backward pass is MindSpore's own."""
 
 
 class LinearCPU(nn.Cell):
@@ -309,7 +305,7 @@ class HeadLossCPU(nn.Cell):
 
 
 class SquareSumCPU(nn.Cell):
-    """Sum of all squares: products of rows with themselves. Inputs: tuple of float32 tensors. Outputs: scalar."""
+    """Sum of all squares: products of rows with themselves. Inputs: tuple of tensors. Outputs: float32 scalar."""
 
     def __init__(self):
         super().__init__()
@@ -318,20 +314,15 @@ class SquareSumCPU(nn.Cell):
     def construct(self, tensors):
         total = Tensor(0.0, mstype.float32)
         for tensor in tensors:
-            row = tensor.reshape((1, -1))
+            row = in_float32(tensor).reshape((1, -1))
             total = total + self.dot(row, row).reshape(())
         return total
 
 
-class SquareSumsCPU(nn.Cell):
-    """Sum of all squares of each. Inputs: tuple of n tensors. Outputs: float32 [n]."""
+class SquareSumsCPU(SquareSumsByTensor):
+    """A product each."""
 
-    def __init__(self):
-        super().__init__()
-        self.square_sum = SquareSumCPU()
-
-    def construct(self, tensors):
-        return ops.stack([self.square_sum((in_float32(tensor),)) for tensor in tensors])
+    square_sum = SquareSumCPU
 
 
 class FiniteOrZeroCPU(nn.Cell):
@@ -349,7 +340,7 @@ class AdamWCPU(AdamWByTensor):
 
 
 KERNELS = Kernels(
-    embedding=EmbeddingCPU,
+    embedding=EmbeddingByGather,
     linear=LinearCPU,
     rms_norm=RMSNormCPU,
     residual_norm=ResidualNormCPU,

@@ -16,7 +16,7 @@ class Embedding(nn.Cell):
     Inputs: ids int32 [T]. Outputs: [T, hidden_size] in `dtype`.
     """
 
-    def __init__(self, vocab_size: int, hidden_size: int, dtype=mstype.float32):
+    def __init__(self, vocab_size: int, hidden_size: int, dtype):
         super().__init__()
         self.weight = Parameter(initializer("zeros", (vocab_size, hidden_size), mstype.float32), name="weight")
         self.embedding = device_kernels().embedding(dtype)

@@ -19,7 +19,7 @@ class HeadLoss(nn.Cell):
     Outputs: the sum to differentiate (cross entropy + z_loss * squared log-denominator) and the cross entropy alone.
     """
 
-    def __init__(self, vocab_size: int, z_loss: float = 0.0, gradient: bool = True):
+    def __init__(self, vocab_size: int, z_loss: float, gradient: bool):
         super().__init__()
         self.head_loss = device_kernels().head_loss(vocab_size, z_loss, gradient)
 

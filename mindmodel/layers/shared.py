@@ -19,6 +19,23 @@ class EmbeddingByGather(nn.Cell):
         return ops.cast(self.gather(table, ids, 0), self.dtype)  # cast after: the gradient is summed in float32
 
 
+class SquareSumsByTensor(nn.Cell):
+    """Sum of all squares of each. Inputs: tuple of n tensors. Outputs: float32 [n]."""
+
+    square_sum: type
+
+    def __init__(self):
+        super().__init__()
+        self.squares, self.map, self.stack = self.square_sum(), ops.HyperMap(), ops.Stack()
+
+    def one(self, tensor):
+        """Of one tensor."""
+        return self.squares((tensor,))
+
+    def construct(self, tensors):
+        return self.stack(self.map(self.one, tensors))  # a comprehension takes the square of n to compile
+
+
 class AdamWByTensor(nn.Cell):
     """AdamW without bias correction, in place on parameters and moments, with one fused operator a tensor.
 

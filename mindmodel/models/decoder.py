@@ -76,12 +76,8 @@ class Decoder(nn.Cell):
             found = found + (x,)
         return found + (self.norm(x),)
 
-    def hidden(self, ids):
-        """What the output layer is applied to: [B S, hidden_size]."""
-        return self.activations(ids)[-1]
-
     def construct(self, ids):
-        return self.head(self.hidden(ids))
+        return self.head(self.activations(ids)[-1])
 
 
 class DecoderLoss(nn.Cell):
@@ -111,10 +107,10 @@ class DecoderLoss(nn.Cell):
         self.squares = device_kernels().square_sums() if norms else None
 
     def construct(self, ids, labels):
-        if not self.norms:
-            return self.loss(self.decoder.hidden(ids), self.decoder.head.weight, labels.reshape((-1,)))
         found = self.decoder.activations(ids)
         sums = self.loss(found[-1], self.decoder.head.weight, labels.reshape((-1,)))
+        if not self.norms:
+            return sums
         shown = ops.stop_gradient(found)
         if self.filled_up:
             shown = self.map(ops.partial(self.of_real, self.real_tokens(labels)), shown)

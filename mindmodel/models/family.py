@@ -6,7 +6,6 @@ A file of this folder that sets `FAMILY` is a family; nothing else has to know o
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import re
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from typing import Any, Mapping, Optional
 from mindmodel.errors import ConversionError, RecipeError
 from mindmodel.models.weight_rules import Rule, Shape
 from mindmodel.recipe.schema import ModelSection
-from mindmodel.recipe.values import Refused, build
+from mindmodel.recipe.values import Refused, build, nearest
 
 CONFIG_ENTRIES = {
     "hidden_size": "hidden_size",
@@ -156,12 +155,9 @@ def _entry_of(key: str) -> str:
     return CONFIG_ENTRIES.get(name, name)
 
 
-NOT_COMPUTED_WITH = ("init_std",)
-
-
 def architecture_differences(one: ModelSection, other: ModelSection) -> list[tuple[str, Any, Any]]:
     """Keys of the model section that two models compute differently with: (key, the one's value, the other's)."""
-    names = [field.name for field in dataclasses.fields(ModelSection) if field.name not in NOT_COMPUTED_WITH]
+    names = [field.name for field in dataclasses.fields(ModelSection) if field.name != "init_std"]
     pairs = [(name, getattr(one, name), getattr(other, name)) for name in names]
     return [pair for pair in pairs if pair[1] != pair[2]]
 
@@ -207,9 +203,7 @@ def find_family(name: str) -> Family:
     """
     names = family_names()
     if name not in names:
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
-        raise RecipeError(f"model.family: '{name}' is unknown.{hint} Use one of {', '.join(names)}.")
+        raise RecipeError(f"model.family: '{name}' is unknown.{nearest(name, names)} Use one of {', '.join(names)}.")
     return importlib.import_module(f"mindmodel.models.{name}").FAMILY
 
 

@@ -122,17 +122,11 @@ class Join:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reorder:
+class Reorder(Rename):
     """A fused tensor that theirs is too, with its rows in another order."""
 
-    ours: str
-    theirs: str
     order: Callable[[ModelSection], RowOrder]
     their_order: Callable[[ModelSection], RowOrder]
-
-    def their_shapes(self, model: ModelSection, shape: Shape) -> dict[str, Shape]:
-        """The same shape."""
-        return {self.theirs: shape}
 
     def split(self, model: ModelSection, whole: LazyTensor) -> dict[str, LazyTensor]:
         """Their tensor, made of ours."""
@@ -167,7 +161,7 @@ class Recomputed:
     theirs: str
 
 
-Moved = Union[Rename, Join, Reorder]
+Moved = Union[Rename, Join]
 Rule = Union[Moved, Tie, Recomputed]
 
 
@@ -205,9 +199,9 @@ def to_ours(
     expected = {name: shape for rule in active for name, shape in rule.their_shapes(model, shapes[rule.ours]).items()}
     dropped = names_without_use(rules, model)
     _check({name: tensor for name, tensor in theirs.items() if name not in dropped}, expected, where)
-    for join in active:
-        if isinstance(join, Join):
-            _check_one_dtype(join, theirs, where)
+    for fused in active:
+        if isinstance(fused, Join):
+            _check_one_dtype(fused, theirs, where)
     ours = {rule.ours: rule.join(model, theirs) for rule in active}
     for rule in rules:
         if isinstance(rule, Tie) and rule.theirs in dropped and rule.theirs in theirs:
@@ -228,7 +222,7 @@ def active_rules(rules: Sequence[Rule], model: ModelSection) -> list[Moved]:
     for rule in rules:
         if isinstance(rule, Tie) and not model.tied_embeddings:
             active.append(Rename(ours=rule.ours, theirs=rule.theirs))
-        elif isinstance(rule, (Rename, Join, Reorder)):
+        elif isinstance(rule, (Rename, Join)):
             active += [_at(rule, index) for index in _indices(rule.ours, model)]
     return active
 

@@ -11,9 +11,9 @@ from mindspore.parallel.auto_parallel import AutoParallel
 from mindspore.parallel.nn import GradAccumulation, Pipeline
 
 from mindmodel.models.decoder import DTYPES
-from mindmodel.parallel.local_layers import LAYERS, Here, LocalLayer, Seen
+from mindmodel.parallel.local_layers import LAYERS, LocalLayer, Seen, ThisRank
 from mindmodel.parallel.mesh import Mesh, mesh_of, names, stage_of
-from mindmodel.parallel.plan import Cuts, LayoutRule, Plan, match, match_all, sharded_axes
+from mindmodel.parallel.plan import Cuts, LayoutRule, Plan, held_axes, match, match_all
 from mindmodel.recipe.schema import AXES, ParallelSection
 
 OPTIMIZER_LEVELS = {"states": "level1", "gradients": "level2", "parameters": "level3"}
@@ -30,15 +30,16 @@ def operators(network: nn.Cell) -> Iterator[tuple[str, Primitive]]:
 def cut_operators(network: nn.Cell) -> list[str]:
     """Paths of those that a plan cuts: not reshapes, which follow by themselves, nor what sees a rank's slices."""
     cells = dict(network.cells_and_names())
-    local = [path for path, cell in cells.items() if isinstance(cell, LocalLayer)]
-    return [
-        path
-        for path, operator in operators(network)
-        if (isinstance(operator, Morph) if path.rpartition(".")[0] in local else not isinstance(operator, Reshape))
-    ]
+
+    def is_cut(path: str, operator: Primitive) -> bool:
+        if isinstance(cells[path.rpartition(".")[0]], LocalLayer):
+            return isinstance(operator, Morph)
+        return not isinstance(operator, Reshape)
+
+    return [path for path, operator in operators(network) if is_cut(path, operator)]
 
 
-def put_local_layers(network: nn.Cell, plan: Plan, here: Here) -> None:
+def put_local_layers(network: nn.Cell, plan: Plan, here: ThisRank) -> None:
     """Put layers of this rank in place of the model's, before its operators are cut.
 
     Raises:
@@ -101,7 +102,7 @@ def lay_out(network: nn.Cell, plan: Plan, parallel: ParallelSection, rank: int, 
         LayoutError: as apply_plan.
     """
     mesh = mesh_of(parallel)
-    put_local_layers(network, plan, Here(mesh=mesh, rank=rank, parallel=parallel, dtype=DTYPES[compute_dtype]))
+    put_local_layers(network, plan, ThisRank(mesh=mesh, rank=rank, parallel=parallel, dtype=DTYPES[compute_dtype]))
     apply_plan(network, plan, mesh)
 
 
@@ -138,17 +139,14 @@ def gradient_shares(
 ) -> tuple[float, ...]:
     """What each slice of a gradient that a rank has counts in a sum over all ranks: several may hold it."""
     mesh, sharded = mesh_of(parallel), parallel.shard_optimizer != "none"
-    return tuple(_share(parameter, plan, mesh, rank, sharded) for parameter in parameters)
 
+    def share(parameter: Parameter) -> float:
+        if plan.stage_of(parameter.name) != stage_of(rank, mesh):
+            return 0.0
+        axes = held_axes(plan, parameter.name, parameter.shape, mesh, sharded)
+        return math.prod(mesh.degree(axis) for axis in axes) / mesh.stage_size
 
-def _share(parameter: Parameter, plan: Plan, mesh: Mesh, rank: int, sharded: bool) -> float:
-    """Of one parameter."""
-    if plan.stage_of(parameter.name) != stage_of(rank, mesh):
-        return 0.0
-    axes = plan.axes_of(parameter.name)
-    if sharded:
-        axes = sharded_axes(axes, parameter.shape, mesh)
-    return math.prod(mesh.degree(axis) for axis in axes) / mesh.stage_size
+    return tuple(map(share, parameters))
 
 
 def partitioned(network: nn.Cell, parallel: ParallelSection) -> AutoParallel:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
-from typing import Optional
 
 from mindmodel.errors import LaunchError
 from mindmodel.machine import cpp_compiler, usable_cores
+from mindmodel.recipe.schema import RuntimeSection
 
-# GLOG_v=3: MindSpore's errors, without its warnings. PASSIVE: threads of fused kernels that wait must not spin on a
-# core that MatMul's own threads need. TensorBoard's and MindSpore's protobuf files agree only in the Python version.
 DEFAULTS = {"GLOG_v": "3", "OMP_WAIT_POLICY": "PASSIVE", "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "python"}
-
-# what MindSpore sets with set_deterministic, and its fast AllReduce within a node; HCCL takes "strict" too
+"""GLOG_v=3: MindSpore's errors, without its warnings. PASSIVE: threads of fused kernels that wait must not spin on a
+core that MatMul's own threads need. TensorBoard's and MindSpore's protobuf files agree only in the Python version."""
 DETERMINISTIC = {"HCCL_DETERMINISTIC": "true", "LCCL_DETERMINISTIC": "1", "TE_PARALLEL_COMPILER": "1"}
+"""What MindSpore sets with set_deterministic, and its fast AllReduce within a node; HCCL takes "strict" too."""
 
 WORKERS_HERE = "MINDMODEL_WORKERS_HERE"
 """Set by `mindmodel launch`: the workers of this node."""
@@ -28,24 +27,20 @@ need, would be in its way.
 """
 
 
-def prepare_environment(
-    threads: Optional[int] = None, cpu_kernels: str = "auto", deterministic: bool = False
-) -> None:
+def prepare_environment(runtime: RuntimeSection = RuntimeSection()) -> None:
     """Set what MindSpore reads when it is loaded; what the user has set stays, except a thread count asked for.
 
-    Args:
-        threads: CPU threads; None is every core this process may use, shared out evenly under msrun.
-        cpu_kernels, deterministic: the recipe's.
+    Without one it is every core that this process may use, shared out evenly under msrun.
 
     Raises:
         LaunchError: if OMP_NUM_THREADS is no number of threads.
     """
-    for name, value in {**DEFAULTS, **(DETERMINISTIC if deterministic else {})}.items():
+    for name, value in {**DEFAULTS, **(DETERMINISTIC if runtime.deterministic else {})}.items():
         os.environ.setdefault(name, value)
-    if cpu_kernels != "graph" and cpp_compiler() is not None:
+    if runtime.cpu_kernels != "graph" and cpp_compiler() is not None:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
-    if threads is not None:
-        os.environ["OMP_NUM_THREADS"] = str(threads)
+    if runtime.threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(runtime.threads)
     given = os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // _workers())))
     if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", given):
         raise LaunchError(

@@ -10,7 +10,6 @@ the graphs of the process alone, so only the first one is kept, in a folder name
 
 from __future__ import annotations
 
-import atexit
 import fcntl
 import hashlib
 import json
@@ -18,13 +17,12 @@ import os
 import shutil
 import signal
 import sys
-import tempfile
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Iterator, Optional
 
-from mindmodel.build_cache import MANIFEST, checksums, open_lock, source_digest, write_manifest
+from mindmodel.build_cache import MANIFEST, checksums, open_lock, source_digest, temporary_folder, write_manifest
 from mindmodel.errors import MindModelError
 from mindmodel.files import read_json
 from mindmodel.machine import cache_folder, cpu_features
@@ -57,8 +55,8 @@ def graph_key(recipe: Recipe, purpose: str, native_library: Optional[Path]) -> s
     """Names all that the first graph of a process depends on: recipe, purpose, kernels, versions and our sources."""
     plain = recipe_to_dict(recipe)
     for name in NOT_IN_THE_GRAPH:
-        section, _, key = name.partition(".")
-        (plain[section] if key else plain).pop(key or section)
+        section, _, key = name.rpartition(".")
+        del (plain[section] if section else plain)[key]
     versions = [sys.version, version("mindspore")]
     text = json.dumps([purpose, plain, str(native_library), versions, source_digest()], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -72,7 +70,7 @@ class GraphCache:
     """
 
     def __init__(self) -> None:
-        self.folder = self._shared() or self._private()
+        self.folder = self._shared() or temporary_folder("graphs")
         os.environ["MS_COMPILER_CACHE_PATH"] = str(self.folder)
 
     def _shared(self) -> Optional[Path]:
@@ -89,12 +87,6 @@ class GraphCache:
             os.close(lock)
             return None
         self._lock = lock  # held until the process ends
-        return folder
-
-    @staticmethod
-    def _private() -> Path:
-        folder = Path(tempfile.mkdtemp(prefix="mindmodel-graphs-"))
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
         return folder
 
     def keep_graph(self, key: str) -> None:

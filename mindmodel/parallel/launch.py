@@ -145,7 +145,8 @@ def _auto_degrees(recipe: Recipe) -> list[str]:
 def _num_workers(recipe: Recipe, nodes: Nodes, ascend: bool, devices: Optional[tuple[int, ...]]) -> int:
     """As many as the degrees make; an automatic one takes a CPU process a node, or all devices."""
     if _auto_degrees(recipe):
-        return nodes.count * (_devices_a_node(recipe, devices) if ascend else 1)
+        devices_a_node = recipe.runtime.devices_per_node if devices is None else len(devices)
+        return nodes.count * (devices_a_node if ascend else 1)
     workers = math.prod(map(known, recipe.parallel.degrees.values()))
     if workers % nodes.count:
         raise LaunchError(
@@ -187,10 +188,6 @@ def refuse_cut_weights(recipe: Recipe) -> None:
             "dp alone; `--single` for one device; `mindmodel dryrun --prove` compiles and proves the layout without a "
             "chip; runtime.device=ascend trains it."
         )
-
-
-def _devices_a_node(recipe: Recipe, devices: Optional[tuple[int, ...]]) -> int:
-    return recipe.runtime.devices_per_node if devices is None else len(devices)
 
 
 def _devices(asked: Optional[str], ascend: bool) -> Optional[tuple[int, ...]]:

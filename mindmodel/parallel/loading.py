@@ -17,8 +17,7 @@ def load_runtime(recipe: Recipe, purpose: str, terminal: Terminal) -> Runtime:
 
     Args, Raises: as start_runtime.
     """
-    runtime = recipe.runtime
-    prepare_environment(runtime.threads, runtime.cpu_kernels, runtime.deterministic)
+    prepare_environment(recipe.runtime)
     with terminal.loading():
         from mindmodel.parallel.runtime import start_runtime
     return start_runtime(recipe, purpose, terminal)

@@ -27,7 +27,7 @@ SQUARES = "squares."
 
 
 @dataclass(frozen=True, kw_only=True)
-class Here:
+class ThisRank:
     """A rank in its mesh.
 
     Attributes:
@@ -59,11 +59,34 @@ class LocalLayer(nn.Cell):
     """A Cell whose operators see this rank's slices; only a Morph among them is cut by a plan."""
 
 
+class VocabularyOverTp(LocalLayer):
+    """What the layers at both ends share, whose weight's rows are cut over tp."""
+
+    def __init__(self, here: ThisRank):
+        super().__init__()
+        self.index, self.shared, self.weight = here.index("tp"), here.mesh.tp > 1, weight_layer(here)
+        if self.shared:
+            self.gather = here.collective(ops.AllGather, "tp")
+            self.scatter = here.collective(ops.ReduceScatter, "tp", "sum")
+            self.sum, self.max = (here.collective(ops.AllReduce, "tp", kind) for kind in ("sum", "max"))
+        self.relu, self.least, self.equal = ops.ReLU(), ops.Minimum(), ops.Equal()
+
+    def places(self, ids, num_rows):
+        """Rows of this rank's slice, and whether these are the ids'; both as ids."""
+        place = ids - self.index * num_rows
+        inside = self.least(self.relu(place), num_rows - 1)
+        return inside, self.equal(place, inside)
+
+    def over_tp(self, x):
+        """A sum over the ranks of tp."""
+        return self.sum(x) if self.shared else x
+
+
 def _same(first):
     return first
 
 
-class LogitsInSlices(LocalLayer):
+class LogitsInSlices(VocabularyOverTp):
     """The rows of numbers that the loss needs of the logits; these are in float32 in slices, one after the other.
 
     With recompute the logits are not kept for the backward pass but multiplied again.
@@ -75,47 +98,37 @@ class LogitsInSlices(LocalLayer):
     Outputs: log of the softmax denominator, logit of the label (0 where that is none); both float32 [T, 1].
     """
 
-    def __init__(self, replaced: nn.Cell, here: Here):
-        super().__init__()
+    def __init__(self, replaced: nn.Cell, here: ThisRank):
+        super().__init__(here)
         keeps_tokens = here.parallel.gathered_tokens == "kept"
         self.tokens = TokensOverTp(here) if keeps_tokens else None
-        self.scatters, self.shared = here.parallel.sequence_parallel and not keeps_tokens, here.mesh.tp > 1
-        self.again, self.weight = here.parallel.recompute != "none", weight_layer(here)
+        self.scatters = here.parallel.sequence_parallel and not keeps_tokens
+        self.again = here.parallel.recompute != "none"
         self.most_slices = most_logit_slices(here.parallel)
-        self.size = replaced.vocab_size // here.mesh.tp
-        self.first = here.index("tp") * self.size
         self.product, self.times = ops.MatMul(transpose_b=True), ops.MatMul()
         self.of_weight = ops.MatMul(transpose_a=True)
         self.largest, self.total = ops.ReduceMax(keep_dims=True), ops.ReduceSum(keep_dims=True)
         self.pick, self.one_hot, self.join = ops.GatherD(), ops.OneHot(), ops.Concat(0)
-        self.relu, self.least, self.equal = ops.ReLU(), ops.Minimum(), ops.Equal()
         self.on, self.off = Tensor(1.0, mstype.float32), Tensor(0.0, mstype.float32)
-        if self.shared:
-            self.gather = here.collective(ops.AllGather, "tp")
-            self.scatter = here.collective(ops.ReduceScatter, "tp", "sum")
-            self.sum, self.max = (here.collective(ops.AllReduce, "tp", kind) for kind in ("sum", "max"))
-        shape, dtype = (self.shapes, self.dtypes) if self.again else (self.shapes_kept, self.dtypes_kept)
-        self.rows = ops.Morph(self.forward, shape, dtype, self.backward)
+        self.rows = ops.Morph(self.forward, self.shapes, self.dtypes, self.backward)
 
     def shapes(self, hidden, weight, labels):
-        """Of the outputs."""
-        return (labels[0], 1), (labels[0], 1)
-
-    def shapes_kept(self, hidden, weight, labels):
-        """Of the outputs, and of the logits."""
-        return (labels[0], 1), (labels[0], 1), (labels[0], weight[0])
+        """Of the outputs, and of logits that are kept."""
+        rows = (labels[0], 1), (labels[0], 1)
+        return rows if self.again else (*rows, (labels[0], weight[0]))
 
     def dtypes(self, hidden, weight, labels):
-        """Of the outputs."""
-        return mstype.float32, mstype.float32
+        """Of the outputs, and of logits that are kept."""
+        return (mstype.float32,) * 2 if self.again else (mstype.float32, mstype.float32, hidden)
 
-    def dtypes_kept(self, hidden, weight, labels):
-        """Of the outputs, and of the logits."""
-        return mstype.float32, mstype.float32, hidden
+    def slice_size(self, num_rows):
+        """Rows whose logits are in float32 at a time."""
+        return num_rows // math.gcd(num_rows, self.most_slices)
 
-    def over_tp(self, x):
-        """A sum over the ranks of tp."""
-        return self.sum(x) if self.shared else x
+    def logits(self, source, weight, begin, end, before):
+        """Of a slice, from kept logits or from hidden; each waits for the one before, else all are there at once."""
+        part = ops.depend(source, before)[begin:end]
+        return self.product(part, weight) if self.again else part
 
     def of_slice(self, logits, labels):
         """Both numbers of the rows of a slice."""
@@ -124,35 +137,27 @@ class LogitsInSlices(LocalLayer):
         if self.shared:
             largest = self.max(largest)
         log_sum = ops.log(self.over_tp(self.total(ops.exp(x - largest), 1))) + largest
-        place = (labels - self.first).reshape((-1, 1))
-        inside = self.least(self.relu(place), self.size - 1)
-        picked = self.pick(x, 1, inside) * ops.cast(self.equal(place, inside), mstype.float32)
-        return log_sum, self.over_tp(picked)
+        inside, there = self.places(labels.reshape((-1, 1)), logits.shape[1])
+        return log_sum, self.over_tp(self.pick(x, 1, inside) * ops.cast(there, mstype.float32))
 
     def gradient_of_slice(self, logits, labels, log_sum, of_log_sum, of_picked):
         """Of the logits of a slice, in their dtype."""
-        softmax = ops.exp(ops.cast(logits, mstype.float32) - log_sum)
-        hot = self.one_hot(labels - self.first, self.size, self.on, self.off)
+        softmax, size = ops.exp(ops.cast(logits, mstype.float32) - log_sum), logits.shape[1]
+        hot = self.one_hot(labels - self.index * size, size, self.on, self.off)
         return ops.cast(softmax * of_log_sum + hot * of_picked, logits.dtype)
 
     def forward(self, hidden, weight, labels):
         """This rank's rows."""
         if self.scatters:
             hidden = self.gather(hidden)
-        if not self.again:
-            logits = self.product(hidden, weight)
-        size, log_sums, picks, before = hidden.shape[0] // math.gcd(hidden.shape[0], self.most_slices), (), (), labels
-        for begin in range(0, hidden.shape[0], size):  # each waits for the one before, else all are there at once
+        source = hidden if self.again else self.product(hidden, weight)
+        size, log_sums, picks, before = self.slice_size(hidden.shape[0]), (), (), labels
+        for begin in range(0, hidden.shape[0], size):
             end = begin + size
-            if self.again:
-                part = self.product(ops.depend(hidden, before)[begin:end], weight)
-            else:
-                part = ops.depend(logits, before)[begin:end]
-            log_sum, picked = self.of_slice(part, labels[begin:end])
-            log_sums, picks, before = log_sums + (log_sum,), picks + (picked,), picked
-        if self.again:
-            return self.join(log_sums), self.join(picks)
-        return self.join(log_sums), self.join(picks), logits
+            log_sum, before = self.of_slice(self.logits(source, weight, begin, end, before), labels[begin:end])
+            log_sums, picks = log_sums + (log_sum,), picks + (before,)
+        outputs = self.join(log_sums), self.join(picks)
+        return outputs if self.again else outputs + (source,)
 
     def backward(self, hidden, weight, labels, outputs, gradients):
         """Gradients of hidden and weight."""
@@ -160,13 +165,11 @@ class LogitsInSlices(LocalLayer):
         hidden = ops.depend(hidden, gradients[0])
         if self.scatters:
             hidden = self.gather(hidden)
-        size, parts, before = hidden.shape[0] // math.gcd(hidden.shape[0], self.most_slices), (), of_log_sum
+        source = hidden if self.again else outputs[2]
+        size, parts, before = self.slice_size(hidden.shape[0]), (), of_log_sum
         for begin in range(0, hidden.shape[0], size):
             end = begin + size
-            if self.again:
-                logits = self.product(ops.depend(hidden, before)[begin:end], weight)
-            else:
-                logits = ops.depend(outputs[2], before)[begin:end]
+            logits = self.logits(source, weight, begin, end, before)
             own = ops.depend(labels, before)[begin:end], outputs[0][begin:end]  # else all targets are made at once
             before = self.gradient_of_slice(logits, *own, of_log_sum[begin:end], of_picked[begin:end])
             parts = parts + (before,)
@@ -189,7 +192,7 @@ class TokensOverTp(LocalLayer):
     Inputs: x [T, D]. Outputs: as x.
     """
 
-    def __init__(self, here: Here):
+    def __init__(self, here: ThisRank):
         super().__init__()
         self.gather = here.collective(ops.AllGather, "tp")
         self.tokens = ops.Morph(self.forward, _same, _same)
@@ -209,7 +212,7 @@ class NormApart(nn.Cell):
     for a gradient, which waits for it.
     """
 
-    def __init__(self, replaced: nn.Cell, here: Here):
+    def __init__(self, replaced: nn.Cell, here: ThisRank):
         super().__init__()
         self.rms_norm = replaced.rms_norm
 
@@ -220,7 +223,7 @@ class NormApart(nn.Cell):
 class WeightInDtype(LocalLayer):
     """A weight in the dtype of products. Inputs: weight float32. Outputs: as the weight, in that dtype."""
 
-    def __init__(self, here: Here):
+    def __init__(self, here: ThisRank):
         super().__init__()
         self.model_dtype = here.dtype
 
@@ -231,7 +234,7 @@ class WeightInDtype(LocalLayer):
 class WeightOverDp(WeightInDtype):
     """The same from the slices of all ranks that hold it; its gradient is summed over them in that dtype."""
 
-    def __init__(self, here: Here):
+    def __init__(self, here: ThisRank):
         super().__init__(here)
         self.gather = here.collective(ops.AllGather, ("dp", "cp"))
         self.scatter = here.collective(ops.ReduceScatter, ("dp", "cp"), "sum")
@@ -253,7 +256,7 @@ class WeightOverDp(WeightInDtype):
         return self.whole(weight)
 
 
-def weight_layer(here: Here) -> nn.Cell:
+def weight_layer(here: ThisRank) -> nn.Cell:
     """What makes a float32 weight one of a product."""
     return WeightOverDp(here) if sums_in_compute_dtype(here.parallel) else WeightInDtype(here)
 
@@ -261,7 +264,7 @@ def weight_layer(here: Here) -> nn.Cell:
 class LinearOverRanks(nn.Cell):
     """x w', of tokens and of a weight that may first be gathered. Interface: LinearAscend's."""
 
-    def __init__(self, replaced: nn.Cell, here: Here, tokens: bool):
+    def __init__(self, replaced: nn.Cell, here: ThisRank, tokens: bool):
         super().__init__()
         self.matmul, self.weight = replaced.matmul, weight_layer(here)
         self.tokens = TokensOverTp(here) if tokens else None
@@ -272,21 +275,15 @@ class LinearOverRanks(nn.Cell):
         return self.matmul(x, self.weight(weight))
 
 
-class EmbeddingOverRanks(LocalLayer):
+class EmbeddingOverRanks(VocabularyOverTp):
     """Rows of a table that is cut over tp; they are on the wire in the model's dtype, gradients are summed in float32.
 
     Inputs, outputs: as EmbeddingByGather.
     """
 
-    def __init__(self, replaced: nn.Cell, here: Here):
-        super().__init__()
-        self.scatters, self.shared = here.parallel.sequence_parallel, here.mesh.tp > 1
-        self.index, self.weight = here.index("tp"), weight_layer(here)
-        if self.shared:
-            self.gather = here.collective(ops.AllGather, "tp")
-            self.scatter = here.collective(ops.ReduceScatter, "tp", "sum")
-            self.sum = here.collective(ops.AllReduce, "tp", "sum")
-        self.relu, self.least, self.equal = ops.ReLU(), ops.Minimum(), ops.Equal()
+    def __init__(self, replaced: nn.Cell, here: ThisRank):
+        super().__init__(here)
+        self.scatters = here.parallel.sequence_parallel
         self.look_up, self.sum_rows = ops.Gather(), ops.UnsortedSegmentSum()
         self.rows = ops.Morph(self.forward, self.shape, self.dtype, self.backward)
 
@@ -298,28 +295,17 @@ class EmbeddingOverRanks(LocalLayer):
         """Of the output."""
         return table
 
-    def places(self, ids, num_rows):
-        """Rows of this rank's slice of the table, and which of the tokens are there."""
-        place = ids - self.index * num_rows
-        inside = self.least(self.relu(place), num_rows - 1)
-        return inside, self.equal(place, inside).reshape((-1, 1))
-
     def forward(self, ids, table):
         """This rank's tokens."""
         inside, there = self.places(ids, table.shape[0])
-        rows = self.look_up(table, inside, 0) * ops.cast(there, table.dtype)
-        if self.scatters:
-            return self.scatter(rows)
-        return self.sum(rows) if self.shared else rows
+        rows = self.look_up(table, inside, 0) * ops.cast(there.reshape((-1, 1)), table.dtype)
+        return self.scatter(rows) if self.scatters else self.over_tp(rows)
 
     def backward(self, ids, table, output, gradient):
         """Gradient of this rank's slice of the table."""
-        if self.scatters:
-            gradient = self.gather(gradient)
-        elif self.shared:
-            gradient = self.sum(gradient)
+        gradient = self.gather(gradient) if self.scatters else self.over_tp(gradient)
         inside, there = self.places(ids, table.shape[0])
-        rows = ops.cast(gradient, mstype.float32) * ops.cast(there, mstype.float32)
+        rows = ops.cast(gradient, mstype.float32) * ops.cast(there.reshape((-1, 1)), mstype.float32)
         return ops.zeros_like(ids), ops.cast(self.sum_rows(rows, inside, table.shape[0]), table.dtype)
 
     def construct(self, ids, table):
@@ -361,7 +347,7 @@ class Seen(LocalLayer):
         return self.same(x, self.squares) if self.training else x  # a forward pass over stages does not compile with it
 
 
-LAYERS: dict[str, Callable[[nn.Cell, Here], nn.Cell]] = {
+LAYERS: dict[str, Callable[[nn.Cell, ThisRank], nn.Cell]] = {
     "embedding": EmbeddingOverRanks,
     "logits": LogitsInSlices,
     "norm apart": NormApart,

@@ -55,9 +55,12 @@ class Runtime:
     @property
     def kernels(self) -> str:
         """In words, and how they are run."""
-        name = "native kernels" if self.native_kernels else "fused graph kernels"
-        if not self.native_kernels and not self.graph_kernels:
-            name = "graph kernels not fused"
+        if self.device == "Ascend":
+            name = "Ascend's fused operators"
+        elif self.native_kernels:
+            name = "native kernels"
+        else:
+            name = "fused graph kernels" if self.graph_kernels else "graph kernels not fused"
         return name if self.mode == "graph" else f"{name}, one by one from Python"
 
     @contextmanager
@@ -88,7 +91,7 @@ def start_runtime(recipe: Recipe, purpose: str, terminal: Optional[Terminal] = N
     Raises:
         LayoutError: if the device is not there, or native kernels are asked for and cannot be had.
     """
-    runtime, cache, here = recipe.runtime, GraphCache(), place()
+    runtime, cache, here, terminal = recipe.runtime, GraphCache(), place(), terminal or Terminal()
     in_graphs = runtime.mode == "graph"
     ms.set_context(mode=ms.GRAPH_MODE if in_graphs else ms.PYNATIVE_MODE)
     device = _set_device(runtime.device, purpose)
@@ -99,10 +102,10 @@ def start_runtime(recipe: Recipe, purpose: str, terminal: Optional[Terminal] = N
     if device == "Ascend":
         ms.set_context(jit_config={"jit_level": "O0"})  # as dry runs compile: kernel by kernel
     if here.num_ranks > 1:
-        _meet(terminal or Terminal())
+        _meet(terminal)
     ms.set_recursion_limit(20000)  # deep decoders nest deeper than the default
     threads = num_threads()
-    native_kernels = device == "CPU" and _use_native_kernels(runtime.cpu_kernels, threads, terminal or Terminal())
+    native_kernels = device == "CPU" and _use_native_kernels(runtime.cpu_kernels, threads, terminal)
     # fused kernels know no bfloat16; between native kernels little is left to fuse, and compiling takes a third
     can_fuse = in_graphs and device == "CPU" and not native_kernels and recipe.train.compute_dtype == "float32"
     graph_kernels = can_fuse and importlib.util.find_spec("decorator") is not None

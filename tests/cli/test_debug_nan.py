@@ -138,7 +138,8 @@ def test_a_run_that_diverges_names_its_step_and_the_operator(command, keys):
 PLANTED = """
 import sys
 from mindmodel.parallel.environment import prepare_environment
-prepare_environment(1)
+from mindmodel.recipe.schema import RuntimeSection
+prepare_environment(RuntimeSection(threads=1))
 from mindspore import nn, ops
 from mindmodel.cli.main import main
 from mindmodel.models.decoder import Decoder

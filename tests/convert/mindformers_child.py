@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from mindmodel.parallel.environment import prepare_environment
+from mindmodel.recipe.schema import RuntimeSection
 
 DTYPES = {"params_dtype": "float32", "compute_dtype": "float32"}
 
@@ -155,7 +156,7 @@ def reshard(family: str, config: dict, folder: str, out: str) -> None:
 
 def main(jobs: list[dict]) -> None:
     """All jobs, of one family."""
-    prepare_environment(1, "graph")
+    prepare_environment(RuntimeSection(threads=1, cpu_kernels="graph"))
     from mindformers import build_context
 
     build_context({

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 
-from graph import compiled_graph
-from mindmodel.recipe.schema import ModelSection, OptimSection, TrainSection
+from graph import training_graph
+from mindmodel.recipe.schema import ModelSection
 
-NUM_SEQUENCES, VOCAB_SIZE = 2, 3001
+VOCAB_SIZE = 3001
 MODEL = ModelSection(
     hidden_size=32, num_layers=1, num_heads=4, num_kv_heads=2, head_size=8, ffn_size=48, vocab_size=VOCAB_SIZE
 )
@@ -18,20 +17,8 @@ MODEL = ModelSection(
 
 def shapes(seq_len: int) -> set[tuple[int, ...]]:
     """Of all results in a training step's graph."""
-    import mindspore as ms
-    from mindspore import Tensor
-
-    from mindmodel.models.decoder import Decoder, DecoderLoss
-    from mindmodel.train.optim import AdamW
-    from mindmodel.train.step import TrainStep
-
-    train = TrainSection(steps=1, tokens_per_step=NUM_SEQUENCES * seq_len)
-    decoder = Decoder(MODEL, seq_len)
-    optimizer = AdamW(decoder.trainable_params(), OptimSection())
-    step = TrainStep(DecoderLoss(decoder, VOCAB_SIZE), optimizer, train, 1).set_train()
-    ids = Tensor(np.zeros((NUM_SEQUENCES, seq_len), np.int32))
-    graph = compiled_graph(step, ids, ids, Tensor(1e-3, ms.float32))
-    return {value.shape for operator in graph.operators for value in operator.outputs}
+    operators = training_graph(MODEL, seq_len).operators
+    return {value.shape for operator in operators for value in operator.outputs}
 
 
 def test_with_native_kernels_activations_grow_linearly_with_the_sequence(kernels_of):

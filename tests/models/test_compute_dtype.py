@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
-from graph import Graph, Operator, compiled_graph
-from mindmodel.recipe.schema import ModelSection, OptimSection, TrainSection
+from graph import Graph, Operator, training_graph
+from mindmodel.recipe.schema import ModelSection
 
-SEQ_LEN = 12
-SIZES = dict(hidden_size=32, num_layers=1, num_heads=4, num_kv_heads=2, ffn_size=48, vocab_size=67)
-MODELS = {
-    "llama": ModelSection(family="llama", head_size=8, qk_norm=False, **SIZES),
-    "qwen3 tied": ModelSection(family="qwen3", head_size=16, qk_norm=True, tied_embeddings=True, **SIZES),
-}
+SEQ_LEN, HIDDEN_SIZE = 12, 32
+MODEL = ModelSection(
+    family="qwen3", hidden_size=HIDDEN_SIZE, num_layers=1, num_heads=4, num_kv_heads=2, head_size=16, ffn_size=48,
+    vocab_size=67, qk_norm=True, tied_embeddings=True,
+)
 MATMULS = ("MatMul", "BatchMatMul", "FlashAttentionScore", "FlashAttentionScoreGrad")
 SUMS_BY_PRODUCT = {"rms_norm", "square_sum"}
 """Cells that sum columns or squares by a product, in float32."""
@@ -27,33 +25,17 @@ def graphs() -> dict:
 
 @pytest.fixture(params=["CPU", "Ascend"])
 def graph_of(request, kernels_of, graphs):
-    """Function: the graph of a model's training step with a device's kernels."""
+    """Function: the graph of a training step in a compute dtype, with a device's kernels."""
     kernels_of(request.param)
 
-    def get(name: str, dtype: str) -> Graph:
-        key = request.param, name, dtype
+    def get(dtype: str) -> Graph:
+        key = request.param, dtype
         if key not in graphs:
-            graphs[key] = training_graph(MODELS[name], dtype)
+            graphs[key] = training_graph(MODEL, SEQ_LEN, dtype)
         return graphs[key]
 
     get.device = request.param
     return get
-
-
-def training_graph(model: ModelSection, dtype: str) -> Graph:
-    import mindspore as ms
-    from mindspore import Tensor
-
-    from mindmodel.models.decoder import Decoder, DecoderLoss
-    from mindmodel.train.optim import AdamW
-    from mindmodel.train.step import TrainStep
-
-    train = TrainSection(steps=1, tokens_per_step=2 * SEQ_LEN, compute_dtype=dtype)
-    decoder = Decoder(model, SEQ_LEN, train.compute_dtype)
-    optimizer = AdamW(decoder.trainable_params(), OptimSection())
-    step = TrainStep(DecoderLoss(decoder, model.vocab_size), optimizer, train, 1).set_train()
-    ids = Tensor(np.zeros((2, SEQ_LEN), np.int32))
-    return compiled_graph(step, ids, ids, Tensor(1e-3, ms.float32))
 
 
 def matmuls(graph: Graph) -> list[Operator]:
@@ -62,9 +44,8 @@ def matmuls(graph: Graph) -> list[Operator]:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("name", MODELS)
-def test_matmuls_of_layers_and_head_are_in_the_compute_dtype(name, dtype, graph_of):
-    found = matmuls(graph_of(name, dtype))
+def test_matmuls_of_layers_and_head_are_in_the_compute_dtype(dtype, graph_of):
+    found = matmuls(graph_of(dtype))
     projections = 5  # qkv, out, gate_up, down and the head
     assert len(found) >= 3 * projections + 2  # forward and both gradients, and attention's own
     operands = [value.dtype for operator in found for value in operator.inputs[:2]]  # a fused one has a mask too
@@ -72,9 +53,8 @@ def test_matmuls_of_layers_and_head_are_in_the_compute_dtype(name, dtype, graph_
     assert len(operands) == 2 * len(found) and set(operands) == {dtype if graph_of.device == "Ascend" else "float32"}
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_weights_and_moments_stay_float32(name, graph_of):
-    graph = graph_of(name, "bfloat16")
+def test_weights_and_moments_stay_float32(graph_of):
+    graph = graph_of("bfloat16")
     assert {"embedding.weight", "first_moment.embedding.weight", "norm.weight"} <= graph.parameters.keys()
     assert {value.dtype for value in graph.parameters.values()} == {"float32"}
     updates = [operator for operator in graph.operators if operator.name.startswith("Adam")]
@@ -82,19 +62,17 @@ def test_weights_and_moments_stay_float32(name, graph_of):
     assert {value.dtype for operator in updates for value in operator.inputs} == {"float32"}
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_the_loss_is_float32_from_the_logits_on(name, graph_of):
-    inside = [operator for operator in graph_of(name, "bfloat16").operators if "/loss/" in f"/{operator.scope}/"]
+def test_the_loss_is_float32_from_the_logits_on(graph_of):
+    inside = [operator for operator in graph_of("bfloat16").operators if "/loss/" in f"/{operator.scope}/"]
     computing = [op for op in inside if op.name not in (*MATMULS, "Cast", "Reshape") and not op.is_gradient]
     outputs = [value for operator in computing for value in operator.outputs if "float" in value.dtype]
-    floats = {value.dtype for value in outputs if value.shape[-1:] != (SIZES["hidden_size"],)}  # not those of hidden
+    floats = {value.dtype for value in outputs if value.shape[-1:] != (HIDDEN_SIZE,)}  # not those of hidden
     assert len(computing) > 5 and floats == {"float32"}
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_norms_and_softmax_are_float32_inside(name, graph_of):
+def test_norms_and_softmax_are_float32_inside(graph_of):
     """Ascend's fused operators give their statistics in float32."""
-    graph = graph_of(name, "bfloat16")
+    graph = graph_of("bfloat16")
     roots = [operator.outputs[0] for operator in graph.named("Rsqrt")]
     roots += [operator.outputs[1] for operator in graph.named("RmsNorm")]
     softmaxes = [operator.outputs[0] for operator in graph.named("Softmax") + graph.named("FlashAttentionScore")]
@@ -102,7 +80,6 @@ def test_norms_and_softmax_are_float32_inside(name, graph_of):
     assert {value.dtype for value in roots + softmaxes} == {"float32"}
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_a_float32_graph_holds_no_bfloat16(name, graph_of):
-    operators = graph_of(name, "float32").operators
+def test_a_float32_graph_holds_no_bfloat16(graph_of):
+    operators = graph_of("float32").operators
     assert "bfloat16" not in {value.dtype for operator in operators for value in operator.outputs}

@@ -39,12 +39,12 @@ def network_of(kernels_of, monkeypatch):
 
         from mindmodel.models.decoder import Decoder, DecoderLoss
         from mindmodel.parallel.apply import put_local_layers
-        from mindmodel.parallel.local_layers import Here
+        from mindmodel.parallel.local_layers import ThisRank
 
         kernels_of("Ascend")
-        monkeypatch.setattr(Here, "collective", lambda *_: ops.ReLU())  # a real one wants its ranks
+        monkeypatch.setattr(ThisRank, "collective", lambda *_: ops.ReLU())  # a real one wants its ranks
         network = DecoderLoss(Decoder(model, 16), model.vocab_size, z_loss)
-        here = Here(mesh=mesh_of(parallel), rank=0, parallel=parallel, dtype=ms.float32)
+        here = ThisRank(mesh=mesh_of(parallel), rank=0, parallel=parallel, dtype=ms.float32)
         put_local_layers(network, decoder_plan(model, parallel), here)
         return network
 

@@ -14,6 +14,7 @@ import pytest
 from mindmodel.errors import LaunchError, LayoutError, TrainingError
 from mindmodel.parallel import environment
 from mindmodel.parallel.environment import num_threads, prepare_environment
+from mindmodel.recipe.schema import RuntimeSection
 from mindmodel.terminal import Terminal
 
 
@@ -51,7 +52,7 @@ def test_what_the_user_has_set_stays_except_the_threads_of_the_recipe(monkeypatc
     prepare_environment()
     assert os.environ["GLOG_v"] == "1" and num_threads() == 7
     assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
-    prepare_environment(3)
+    prepare_environment(RuntimeSection(threads=3))
     assert os.environ["OMP_NUM_THREADS"] == "3" and num_threads() == 3
 
 
@@ -83,13 +84,13 @@ def test_alone_all_cores_that_may_be_used_are_taken(monkeypatch):
 def test_threads_of_native_kernels_alone_wait_awake(cpu_kernels, compiler, spins, monkeypatch):
     monkeypatch.setattr(environment, "cpp_compiler", lambda: compiler)
     monkeypatch.setattr(os, "environ", {})
-    prepare_environment(cpu_kernels=cpu_kernels)
+    prepare_environment(RuntimeSection(cpu_kernels=cpu_kernels))
     assert ("GOMP_SPINCOUNT" in os.environ) == spins
 
 
 def test_deterministic_kernels_and_sums_are_asked_for_in_the_environment_when_the_recipe_says_so(monkeypatch):
     monkeypatch.setattr(os, "environ", {"HCCL_DETERMINISTIC": "strict"})
-    prepare_environment(deterministic=True)
+    prepare_environment(RuntimeSection(deterministic=True))
     wanted = {"HCCL_DETERMINISTIC": "strict", "LCCL_DETERMINISTIC": "1", "TE_PARALLEL_COMPILER": "1"}
     assert wanted.items() <= os.environ.items()
     monkeypatch.setattr(os, "environ", {})
@@ -134,6 +135,10 @@ def test_pynative_mode_fuses_and_keeps_nothing_and_fails_where_the_operator_was_
     assert {"mode": "pynative", "blocking": True, "enable_graph_kernel": False}.items() <= dict(calls).items()
     assert "kept" not in dict(calls) and "deterministic" not in dict(calls)
     assert runtime.kernels == "graph kernels not fused, one by one from Python"
+
+
+def test_on_ascend_the_operators_are_said_to_be_its_own(runtime):
+    assert dataclasses.replace(runtime, device="Ascend").kernels == "Ascend's fused operators"
 
 
 def test_graph_mode_is_the_default(asked):

@@ -10,13 +10,15 @@ from mindmodel.parallel.environment import prepare_environment
 
 def load(spec: dict):
     """Spec: size, threads."""
-    prepare_environment(spec["threads"], "graph")
+    size = SIZES[spec["size"]]
+    recipe = recipe_of(size, spec["threads"], cpu_kernels="graph")
+    prepare_environment(recipe.runtime)
     import numpy as np
     from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
     from mindmodel.parallel.runtime import start_runtime
 
-    size, random = SIZES[spec["size"]], np.random.default_rng(0)
+    random = np.random.default_rng(0)
 
     def resident(name: str, *shape: int) -> Parameter:
         return Parameter(Tensor(random.standard_normal(shape, np.float32)), name=name)
@@ -46,7 +48,7 @@ def load(spec: dict):
             return total
 
     def build() -> Work:
-        runtime = start_runtime(recipe_of(size, spec["threads"], cpu_kernels="graph"), "matmuls")
+        runtime = start_runtime(recipe, "matmuls")
         matmuls = Matmuls().set_train(False)
         with runtime.cache.compiling():
             matmuls.compile()

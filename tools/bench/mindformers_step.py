@@ -10,6 +10,7 @@ from bench.sizes import PEAK_LR, SIZES, Size, batch
 from mindmodel.convert.folder import read_tensors
 from mindmodel.models.weight_rules import Join, Rename, RowOrder, kv_groups, to_ours
 from mindmodel.parallel.environment import prepare_environment
+from mindmodel.recipe.schema import RuntimeSection
 
 OURS, THEIRS = "decoder.layers.*", "model.layers.*"
 RULES = (
@@ -38,7 +39,7 @@ DTYPES = ("params", "compute", "layernorm_compute", "softmax_compute", "rotary")
 
 def load(spec: dict):
     """Spec: size, threads, folder (the weights)."""
-    prepare_environment(spec["threads"], "graph")
+    prepare_environment(RuntimeSection(threads=spec["threads"], cpu_kernels="graph"))
     import mindformers_on_cpu
     import mindspore as ms
     import numpy as np

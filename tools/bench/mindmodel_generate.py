@@ -11,13 +11,12 @@ from mindmodel.parallel.environment import prepare_environment
 
 def load(spec: dict):
     """Spec: size, batch, threads."""
-    prepare_environment(spec["threads"])
+    size = SIZES[spec["size"]]
+    recipe, ids = recipe_of(size, spec["threads"]), prompts(size, spec["batch"]).tolist()
+    prepare_environment(recipe.runtime)
     from mindmodel.generation.sample import Generator, Sampling
     from mindmodel.models.decoder import Decoder, initialize
     from mindmodel.parallel.runtime import start_runtime
-
-    size = SIZES[spec["size"]]
-    recipe, ids = recipe_of(size, spec["threads"]), prompts(size, spec["batch"]).tolist()
 
     def build() -> Work:
         runtime = start_runtime(recipe, "generate")

@@ -10,15 +10,15 @@ from mindmodel.parallel.environment import prepare_environment
 
 def load(spec: dict):
     """Spec: size, dtype, threads, cpu_kernels; norms_every, default 0."""
-    prepare_environment(spec["threads"], spec["cpu_kernels"])
+    size = SIZES[spec["size"]]
+    recipe = recipe_of(size, spec["threads"], spec["dtype"], spec["cpu_kernels"])
+    prepare_environment(recipe.runtime)
     import mindspore as ms
 
     from mindmodel.models.decoder import initialize
     from mindmodel.parallel.runtime import start_runtime
     from mindmodel.train.build import build as build_step
 
-    size = SIZES[spec["size"]]
-    recipe = recipe_of(size, spec["threads"], spec["dtype"], spec["cpu_kernels"])
     recipe = recipe.with_keys({"log.norms_every": spec.get("norms_every", 0)})
 
     def build() -> Work:

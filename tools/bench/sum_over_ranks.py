@@ -18,7 +18,7 @@ from mindmodel.recipe.load import recipe_from_dict
 
 def main(recipe_path: str, rounds: str, result: str) -> None:
     recipe = recipe_from_dict(read_json(Path(recipe_path), ValueError), recipe_path)
-    prepare_environment(recipe.runtime.threads)
+    prepare_environment(recipe.runtime)
     import numpy as np
     from mindspore import Tensor
 

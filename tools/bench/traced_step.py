@@ -11,13 +11,12 @@ from mindmodel.parallel.environment import prepare_environment
 
 def load(spec: dict):
     """Spec: size, dtype, threads, cpu_kernels."""
-    prepare_environment(spec["threads"], spec["cpu_kernels"])
+    size = SIZES[spec["size"]]
+    recipe = recipe_of(size, spec["threads"], spec["dtype"], spec["cpu_kernels"])
+    prepare_environment(recipe.runtime)
     from mindmodel.debug.traces.inputs import Inputs
     from mindmodel.debug.traces.tapped import TracedSteps
     from mindmodel.parallel.runtime import start_runtime
-
-    size = SIZES[spec["size"]]
-    recipe = recipe_of(size, spec["threads"], spec["dtype"], spec["cpu_kernels"])
 
     def build() -> Work:
         steps = TracedSteps(recipe, start_runtime(recipe, "trace"))

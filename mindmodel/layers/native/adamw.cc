@@ -67,25 +67,26 @@ __attribute__((noinline)) static void update(const Settings &by, float decay, fl
 
 constexpr Index SPAN = 1 << 12;  // of numbers that are updated at once: all arrays of a span stay in the cache
 
-// The inputs of both kernels below: settings f32[6] = (lr, beta1, beta2, eps, scale, apply), decays f32[n], then n times
-// p, m, v, g f32. They work in place on p, m and v, and touch nothing if apply is 0.
+// The inputs of both kernels below: settings f32[6] = (lr, beta1, beta2, eps, scale, apply), decays f32[n], then n
+// arrays p, n m, n v and n g, all f32. They work in place on p, m and v, and touch nothing if apply is 0.
 struct Inputs {
   static constexpr int FIRST = 2;
 
   explicit Inputs(const Arguments &args)
       : args(args), by(*args.array<Settings>(0)), num_parameters((args.num_arrays - FIRST - 1) / 4) {}
 
-  Index num_spans(int i) const { return divide_up(args.num_elements(FIRST + 4 * i), SPAN); }
+  Index num_spans(int i) const { return divide_up(args.num_elements(FIRST + i), SPAN); }
 
   // work(span, decay, p, m, v, g, count) for every span of every parameter; spans are numbered through.
   template <class Work>
   void for_spans(Work work) const {
     const float *decays = args.array<float>(1);
 #pragma omp parallel num_threads(num_threads())
-    for (int i = 0, at = FIRST, first = 0; i < num_parameters; first += num_spans(i), i++, at += 4) {
-      float *p = args.array<float>(at), *m = args.array<float>(at + 1), *v = args.array<float>(at + 2);
-      const float *g = args.array<float>(at + 3);
-      const Index count = args.num_elements(at);
+    for (int i = 0, first = 0; i < num_parameters; first += num_spans(i), i++) {
+      const auto array = [&](int kind) { return args.array<float>(FIRST + kind * num_parameters + i); };
+      float *p = array(0), *m = array(1), *v = array(2);
+      const float *g = array(3);
+      const Index count = args.num_elements(FIRST + i);
 #pragma omp for nowait
       for (Index j = 0; j < count; j += SPAN)
         work(first + j / SPAN, decays[i], p + j, m + j, v + j, g + j, std::min(SPAN, count - j));

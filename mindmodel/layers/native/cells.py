@@ -75,7 +75,7 @@ class RMSNormNative(nn.Cell):
         super().__init__()
         self.eps = Tensor([eps], mstype.float32)
         self.forward = kernel("rms_norm_forward", lambda x, weight, eps: x, ALIKE)
-        self.backward = kernel("rms_norm_backward", lambda x, weight, eps, dout: (x, weight), ALIKE, mstype.float32)
+        self.backward = kernel("rms_norm_backward", lambda x, weight, *rest: (x, weight), ALIKE, mstype.float32)
 
     def construct(self, x, weight):
         return self.forward(x, weight, self.eps)
@@ -89,11 +89,7 @@ class ResidualNormNative(RMSNormNative):
 
     def __init__(self, size: int, eps: float):
         super().__init__(size, eps)
-
-        def gradients(x, weight, eps, dout, dresidual):
-            return x, weight
-
-        self.backward = kernel("residual_norm_backward", gradients, ALIKE, mstype.float32)
+        self.backward = kernel("residual_norm_backward", lambda x, weight, *rest: (x, weight), ALIKE, mstype.float32)
 
     def construct(self, x, weight):
         return x, self.forward(x, weight, self.eps)
@@ -250,15 +246,12 @@ class AdamWNative(nn.Cell):
             adamw = kernel("adamw_with_norms", lambda *inputs: (3, len(decays)), mstype.float32)
         else:
             adamw = kernel("adamw", lambda *inputs: (1,), mstype.float32)
-        self.adamw = in_place(adamw, (False, False, *(True, True, True, False) * len(decays)))
+        self.adamw = in_place(adamw, (False, False, *[True] * (3 * len(decays)), *[False] * len(decays)))
         self.stack = ops.Stack()
 
     def construct(self, parameters, first, second, grads, lr, beta1, beta2, eps, decay, scale, apply):
         settings = self.stack((lr, beta1, beta2, eps, scale, ops.cast(apply, mstype.float32)))
-        arrays = (settings, self.decays * decay)
-        for i in range(len(parameters)):
-            arrays = arrays + (parameters[i], first[i], second[i], grads[i])
-        return (self.adamw(*arrays),)
+        return (self.adamw(settings, self.decays * decay, *parameters, *first, *second, *grads),)
 
 
 KERNELS = Kernels(

@@ -91,21 +91,6 @@ void multiply_packed(bool transposed, Index rows, Index columns, Index depth, co
     multiply_block(rows, columns, depth, Left<false>{a, depth}, b, strip, c, c_stride, accumulate);
 }
 
-// Rounds what a task has summed and puts it where it belongs.
-void finish(const Result &c, Index row, Index rows, Index column, Index columns, const float *sums, Index stride) {
-  for (Index i = 0; i < rows; i++) {
-    const float *from = sums + i * stride;
-    const Index offset = (row + i) * c.stride + column;
-    if (c.number == Number::bfloat16) {
-      bfloat16 *to = static_cast<bfloat16 *>(c.data) + offset;
-      for (Index j = 0; j < columns; j++) to[j] = from_float<bfloat16>(from[j]);
-    } else {
-      float *to = static_cast<float *>(c.data) + offset;
-      for (Index j = 0; j < columns; j++) to[j] = rounded<bfloat16>(from[j]);
-    }
-  }
-}
-
 void own_gemm(Index rows, Index columns, Index depth, const Matrix &a, const Matrix &b, const Result &c) {
   static Buffer right_buffer, left_buffer, sum_buffer;
   const Plan plan(rows, columns, depth);
@@ -142,7 +127,7 @@ void own_gemm(Index rows, Index columns, Index depth, const Matrix &a, const Mat
           multiply_packed(a.transposed, m, n, step, left, right + k * panel_stride + j * step, sums, stride,
                           c.accumulate || k > 0);
         }
-        if (c.number != Number::float32) finish(c, row, m, panel + j, n, sums, stride);
+        if (c.number != Number::float32) put_rounded(c, row, m, panel + j, n, sums, stride, false);
       }
       if (panel + plan.panel_columns < columns) {
 #pragma omp barrier
@@ -152,6 +137,21 @@ void own_gemm(Index rows, Index columns, Index depth, const Matrix &a, const Mat
 }
 
 }  // namespace
+
+void put_rounded(const Result &c, Index row, Index rows, Index column, Index columns, const float *sums, Index stride,
+                 bool add) {
+  for (Index i = 0; i < rows; i++) {
+    const float *from = sums + i * stride;
+    const Index offset = (row + i) * c.stride + column;
+    if (c.number == Number::bfloat16) {
+      bfloat16 *to = static_cast<bfloat16 *>(c.data) + offset;
+      for (Index j = 0; j < columns; j++) to[j] = from_float<bfloat16>(from[j]);
+    } else {
+      float *to = static_cast<float *>(c.data) + offset;
+      for (Index j = 0; j < columns; j++) to[j] = rounded<bfloat16>((add ? to[j] : 0.f) + from[j]);
+    }
+  }
+}
 
 void gemm(Index rows, Index columns, Index depth, const Matrix &a, const Matrix &b, const Result &c) {
   if (!onednn_gemm(rows, columns, depth, a, b, c)) own_gemm(rows, columns, depth, a, b, c);

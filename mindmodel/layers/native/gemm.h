@@ -38,6 +38,10 @@ struct Result {
   bool accumulate = false;
 };
 
+// Sums [rows, columns], `stride` apart, rounded to their place in c; with `add` together with what is there.
+void put_rounded(const Result &c, Index row, Index rows, Index column, Index columns, const float *sums, Index stride,
+                 bool add);
+
 // c[rows, columns] (+)= a[rows, depth] b[depth, columns]; products and sums are float32.
 void gemm(Index rows, Index columns, Index depth, const Matrix &a, const Matrix &b, const Result &c);
 

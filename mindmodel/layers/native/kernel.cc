@@ -6,18 +6,11 @@
 #include <exception>
 #include <mutex>
 #include <new>
-#include <string>
 
 namespace {
 
 std::mutex one_at_a_time;
 int threads = 0;
-
-std::string lower(const char *text) {
-  std::string result = text;
-  for (char &c : result) c = c >= 'A' && c <= 'Z' ? c - 'A' + 'a' : c;
-  return result;
-}
 
 }  // namespace
 
@@ -57,8 +50,5 @@ int run(int (*kernel)(const Arguments &), const Arguments &args) {
     return FAILURE;
   }
 }
-
-bool is_float32(const char *dtype) { return lower(dtype).find("float32") != std::string::npos; }
-bool is_bfloat16(const char *dtype) { return lower(dtype).find("bfloat16") != std::string::npos; }
 
 }  // namespace mindmodel

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string_view>
 
 #include "number.h"
 
@@ -60,14 +61,12 @@ int run(int (*kernel)(const Arguments &), const Arguments &args);
   }                                                                                                             \
   static int name##_kernel(const mindmodel::Arguments &args)
 
-bool is_float32(const char *dtype);
-bool is_bfloat16(const char *dtype);
-
 // body(T()) for the type T of array i.
 template <class Body>
 int with_type(const Arguments &args, int i, Body body) {
-  if (is_bfloat16(args.dtypes[i])) return body(bfloat16());
-  if (is_float32(args.dtypes[i])) return body(float());
+  const std::string_view dtype = args.dtypes[i];
+  if (dtype == "bfloat16") return body(bfloat16());
+  if (dtype == "float32") return body(float());
   return FAILURE;
 }
 

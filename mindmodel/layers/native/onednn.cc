@@ -4,10 +4,13 @@
 
 #include <algorithm>
 
-#if defined(MINDMODEL_ONEDNN)
-#define MINDMODEL_ONEDNN_FLOAT32
-#endif
-#if defined(MINDMODEL_ONEDNN) && (defined(__AVX512BF16__) || defined(__AMX_BF16__))
+#if !defined(MINDMODEL_ONEDNN)
+
+bool mindmodel::onednn_gemm(Index, Index, Index, const Matrix &, const Matrix &, const Result &) { return false; }
+
+#else
+
+#if defined(__AVX512BF16__) || defined(__AMX_BF16__)
 #define MINDMODEL_ONEDNN_BFLOAT16
 #endif
 
@@ -22,7 +25,6 @@ int dnnl_threadpool_interop_gemm_bf16bf16f32(char, char, int64_t, int64_t, int64
 
 namespace mindmodel {
 
-#if defined(MINDMODEL_ONEDNN_FLOAT32) || defined(MINDMODEL_ONEDNN_BFLOAT16)
 namespace {
 
 // body(row, rows, column, columns) on every thread for its share of the result, cut along the longer side. The body
@@ -48,7 +50,6 @@ const Memory *at(const Matrix &m, Index row, Index column) {
 
 char flag(const Matrix &m) { return m.transposed ? 'T' : 'N'; }
 
-#if defined(MINDMODEL_ONEDNN_FLOAT32)
 bool multiply_float32(Index rows, Index columns, Index depth, const Matrix &a, const Matrix &b, const Result &c) {
   return share(rows, columns, [&](Index row, Index m, Index column, Index n) {
     return dnnl_threadpool_interop_sgemm(flag(a), flag(b), m, n, depth, 1.f, at<float>(a, row, 0), a.stride,
@@ -56,7 +57,6 @@ bool multiply_float32(Index rows, Index columns, Index depth, const Matrix &a, c
                                          static_cast<float *>(c.data) + row * c.stride + column, c.stride, nullptr);
   });
 }
-#endif
 
 #if defined(MINDMODEL_ONEDNN_BFLOAT16)
 constexpr Index SUM_FLOATS = 1 << 18;  // of a thread's sums before they are rounded
@@ -91,24 +91,15 @@ bool multiply_bfloat16(Index rows, Index columns, Index depth, const Matrix &a_,
     float *sums = all_sums + omp_get_thread_num() * sum_size;
     const Index step = std::max<Index>(1, sum_size / n);
     for (Index i = 0; i < m; i += step) {
-      const Index count = std::min(step, m - i), offset = (row + i) * c.stride + column;
-      float *result = static_cast<float *>(c.data) + offset;
+      const Index count = std::min(step, m - i);
       if (c.number == Number::float32) {
+        float *result = static_cast<float *>(c.data) + (row + i) * c.stride + column;
         status |= multiply(count, n, depth, a, row + i, b, column, c.accumulate ? 1.f : 0.f, result, c.stride);
         continue;
       }
       status |= multiply(count, n, depth, a, row + i, b, column, 0.f, sums, n);
       if (status) return status;
-      for (Index p = 0; p < count; p++) {
-        const float *from = sums + p * n;
-        if (c.number == Number::bfloat16) {
-          bfloat16 *to = static_cast<bfloat16 *>(c.data) + offset + p * c.stride;
-          for (Index j = 0; j < n; j++) to[j] = from_float<bfloat16>(from[j]);
-        } else {
-          float *to = result + p * c.stride;
-          for (Index j = 0; j < n; j++) to[j] = rounded<bfloat16>((c.accumulate ? to[j] : 0.f) + from[j]);
-        }
-      }
+      put_rounded(c, row + i, count, column, n, sums, n, c.accumulate);
     }
     return status;
   });
@@ -116,27 +107,17 @@ bool multiply_bfloat16(Index rows, Index columns, Index depth, const Matrix &a_,
 #endif
 
 }  // namespace
-#endif
 
 bool onednn_gemm(Index rows, Index columns, Index depth, const Matrix &a, const Matrix &b, const Result &c) {
-  (void)rows, (void)columns, (void)depth, (void)c;
-  [[maybe_unused]] const bool float32 = a.number == Number::float32 && b.number == Number::float32;
+  if (a.number == Number::float32 && b.number == Number::float32)
+    return multiply_float32(rows, columns, depth, a, b, c);
 #if defined(MINDMODEL_ONEDNN_BFLOAT16)
-  if (!float32) return multiply_bfloat16(rows, columns, depth, a, b, c);
-#endif
-#if defined(MINDMODEL_ONEDNN_FLOAT32)
-  if (float32) return multiply_float32(rows, columns, depth, a, b, c);
-#endif
+  return multiply_bfloat16(rows, columns, depth, a, b, c);
+#else
   return false;
+#endif
 }
 
 }  // namespace mindmodel
 
-// "onednn" if products of float32 matrices are oneDNN's, else "own".
-extern "C" const char *mindmodel_gemm_backend() {
-#if defined(MINDMODEL_ONEDNN_FLOAT32)
-  return "onednn";
-#else
-  return "own";
 #endif
-}

@@ -40,7 +40,7 @@ ROWS = (f"{LAYER}.attention.out.linear", f"{LAYER}.mlp.down.linear")
 SEEN = ("decoder.embedding", LAYER, "decoder.norm")
 """What gives the residual stream, and the output layer's input."""
 
-NORMS = (".attention_norm.residual_norm.rms_norm", ".mlp_norm.residual_norm.rms_norm")
+NORMS = (".attention_norm.residual_norm", ".mlp_norm.residual_norm")
 SWIGLU = (".mlp.swiglu.swiglu", ".mlp.swiglu.flat")
 """With norms, what of a layer is cheap to compute again."""
 
@@ -88,10 +88,6 @@ def _norm(path: str, residual: Axis) -> LayoutRule:
     return _rule(f"{path}.rms_norm", (residual, None), (None,))
 
 
-def _add(path: str, residual: Axis) -> LayoutRule:
-    return _rule(path, (residual, None), (residual, None))
-
-
 def _columns(path: str) -> LayoutRule:
     """A product whose outputs are cut."""
     return _rule(path, (TOKENS, None), (TP, None))
@@ -115,7 +111,7 @@ def _local(parallel: ParallelSection) -> tuple[LocalRule, ...]:
     if parallel.sequence_parallel:
         found += [LocalRule(path=path, layer="linear of tokens") for path in COLUMNS]
     if _norms_wait_for_gradients(parallel):
-        found += [LocalRule(path=f"{LAYER}{path}".removesuffix(".rms_norm"), layer="norm apart") for path in NORMS]
+        found += [LocalRule(path=f"{LAYER}{path}", layer="norm apart") for path in NORMS]
     if sums_in_compute_dtype(parallel):
         paths = ROWS if parallel.sequence_parallel else COLUMNS + ROWS
         found += [LocalRule(path=path, layer="linear") for path in paths]
@@ -170,25 +166,19 @@ def _blocks(model: ModelSection, parallel: ParallelSection, residual: Axis) -> t
     table: Axes = (None, "cp", None, None)
     queries: Axes = ("dp", "cp", TP)
     keys: Axes = ("dp", None, TP)  # every rank of cp sees all keys
-    head_norms = (
-        _rule(f"{LAYER}.attention.q_norm.rms_norm.rms_norm", heads, (None,)),
-        _rule(f"{LAYER}.attention.k_norm.rms_norm.rms_norm", heads, (None,)),
-    )
+    head_norms = ("q_norm", "k_norm") if model.qk_norm else ()
     return (
-        _norm(f"{LAYER}.attention_norm.residual_norm", residual),
+        *(_norm(f"{LAYER}{path}", residual) for path in NORMS),
         *(_gathered(f"{path}.tokens.tokens", residual) for path in COLUMNS if parallel.sequence_parallel),
         *(_columns(f"{path}.matmul") for path in COLUMNS),
         _rule(f"{ATTENTION}.split", (*groups, None, None)),
         *(_rule(f"{ATTENTION}.{name}", (*groups, copies, None)) for name in ("k_repeat", "v_repeat")),
-        *(head_norms if model.qk_norm else ()),
-        _rule(f"{ATTENTION}.q_rope", heads, table, table),
-        _rule(f"{ATTENTION}.k_rope", heads, table, table),
+        *(_rule(f"{LAYER}.attention.{name}.rms_norm.rms_norm", heads, (None,)) for name in head_norms),
+        *(_rule(f"{ATTENTION}.{name}", heads, table, table) for name in ("q_rope", "k_rope")),
         _rule(f"{ATTENTION}.flash_attention", queries, keys, keys, (None, None)),
         *(_rows(f"{path}.matmul", residual) for path in ROWS),
-        _add(f"{LAYER}.attention_add", residual),
-        _norm(f"{LAYER}.mlp_norm.residual_norm", residual),
         _rule(f"{LAYER}.mlp.swiglu.swiglu", (TOKENS, TP, None, None)),
-        _add(f"{LAYER}.mlp_add", residual),
+        *(_rule(f"{LAYER}.{name}", (residual, None), (residual, None)) for name in ("attention_add", "mlp_add")),
     )
 
 
@@ -269,6 +259,6 @@ def _recomputed_layers(model: ModelSection, parallel: ParallelSection) -> tuple[
     stages = [stage for stage, _ in places]
     limit = model.num_layers if parallel.recompute_layers is None else parallel.recompute_layers
     chosen = [index for index, stage in enumerate(stages) if stages[:index].count(stage) < limit]
-    cheap = SWIGLU if parallel.gathered_tokens == "kept" else NORMS + SWIGLU
-    within = ("",) if parallel.recompute == "full" else cheap
+    norms = () if parallel.gathered_tokens == "kept" else tuple(f"{path}.rms_norm" for path in NORMS)
+    within = ("",) if parallel.recompute == "full" else norms + SWIGLU
     return tuple(RecomputeRule(path=f"decoder.layers.{index}{path}") for index in chosen for path in within)

@@ -1,4 +1,4 @@
-"""The C++ kernels against plain references in double precision: driver.cc, run with and without sanitizers."""
+"""The C++ kernels against plain references in double precision: the driver here, run with and without sanitizers."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from mindmodel.layers.native import library
 from mindmodel.machine import cpp_compiler
 
-DRIVER = Path(__file__).parent / "driver.cc"
-KERNELS = Path(__file__).parents[3] / "mindmodel" / "layers" / "native"
+DRIVER = sorted(Path(__file__).parent.glob("*.cc"))
+KERNELS = library.SOURCES
 MACHINE = "-mcpu=native" if platform.machine() == "aarch64" else "-march=native"
 FAST = ("-Wall", "-Wextra", "-Werror", "-O3", MACHINE, "-fno-math-errno", "-fno-trapping-math")
 SANITIZED = ("-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
@@ -43,18 +44,30 @@ def compile_all(folder: Path, sources: list[Path], *flags: str) -> list[str]:
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory) -> list[str]:
     """The driver without the kernels; a sanitizer guards its arrays through malloc all the same."""
-    return compile_all(tmp_path_factory.mktemp("driver"), [DRIVER], "-O1")
+    return compile_all(tmp_path_factory.mktemp("driver"), DRIVER, "-O1")
 
 
-def run_driver(driver: list[str], folder: Path, *flags: str) -> str:
-    """What the driver prints when linked with kernels that are compiled with these flags."""
-    objects = compile_all(folder, sorted(KERNELS.glob("*.cc")), *flags)
-    succeed(cpp_compiler() or "", "-fopenmp", *flags, *driver, *objects, "-o", str(folder / "driver"))
+@pytest.fixture(scope="module")
+def fast_kernels(tmp_path_factory) -> list[str]:
+    return compile_all(tmp_path_factory.mktemp("kernels"), sorted(KERNELS.glob("*.cc")), *FAST)
+
+
+def run_linked(objects: list[str], folder: Path, *flags: str) -> str:
+    """What the driver prints."""
+    succeed(cpp_compiler() or "", "-fopenmp", *objects, *flags, "-o", str(folder / "driver"))
     return succeed(str(folder / "driver"))
 
 
-def test_every_kernel_equals_its_reference(driver, tmp_path):
-    assert " 0 failures" in run_driver(driver, tmp_path, *FAST)
+def test_every_kernel_equals_its_reference(driver, fast_kernels, tmp_path):
+    assert " 0 failures" in run_linked([*driver, *fast_kernels], tmp_path)
+
+
+def test_so_does_every_kernel_that_multiplies_with_mindspores_onednn(driver, fast_kernels, tmp_path):
+    if not library._linked():
+        pytest.skip("MindSpore's oneDNN is used with AVX2 only")
+    others = [path for path in fast_kernels if Path(path).name != "onednn.o"]
+    products = compile_all(tmp_path, [KERNELS / "onednn.cc"], *FAST, "-DMINDMODEL_ONEDNN")
+    assert " 0 failures" in run_linked([*driver, *others, *products], tmp_path, *library._linked())
 
 
 def test_no_kernel_leaves_its_arrays_or_does_what_is_undefined(driver, tmp_path):
@@ -62,4 +75,5 @@ def test_no_kernel_leaves_its_arrays_or_does_what_is_undefined(driver, tmp_path)
     empty.write_text("int main() {}")
     if subprocess.run([cpp_compiler() or "", *SANITIZED, str(empty), "-o", str(tmp_path / "empty")]).returncode:
         pytest.skip("the compiler comes without its sanitizers' libraries")
-    assert " 0 failures" in run_driver(driver, tmp_path, *SANITIZED)
+    kernels = compile_all(tmp_path, sorted(KERNELS.glob("*.cc")), *SANITIZED)
+    assert " 0 failures" in run_linked([*driver, *kernels], tmp_path, *SANITIZED)
