@@ -11,8 +11,8 @@ UPDATE = ("/optimizer-", "/totals-")
 """In scopes in which gradients are clipped, checked and applied; the moments are changed in place."""
 STEP = "step"
 """The place of what belongs to no Cell."""
-DEVICES = ("Ascend", "CPU", "Native")
-"""Ends of the classes whose Cells hold a layer's kernels for a device; they are no place of their own."""
+KERNELS = ("Ascend", "CPU", "Native", "ByGather", "ByTensor")
+"""Ends of the classes whose Cells hold a layer's kernels, for a device or for all; they are no place of their own."""
 LAYER = re.compile(r"\blayers\.\d+")
 ANY_LAYER = "layers.*"
 
@@ -42,7 +42,7 @@ def operator_of(scope: str) -> str:
 def place_of(scope: str) -> str:
     """The Cell, named as the parameters are: layers.3.mlp.down."""
     parts = [part.partition("-") for part in scope.split("/")[:-1]]
-    cells = [cell for cell, dash, kind in parts if dash and cell != "network" and not kind.endswith(DEVICES)]
+    cells = [cell for cell, dash, kind in parts if dash and cell != "network" and not kind.endswith(KERNELS)]
     return ".".join(cells[1:] if len(cells) > 1 and cells[0] == "decoder" else cells) or STEP
 
 
