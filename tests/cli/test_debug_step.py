@@ -47,7 +47,7 @@ def session(command):
 def test_the_debugger_stops_in_the_construct_of_the_cell_with_its_callers(session):
     assert re.search(r"> \S+attention\.py\(\d+\)construct\(\)\s+-> return self\.out\(", session.output)
     assert "('rows', (128, 32))" in session.output
-    assert re.search(r"decoder\.py\(\d+\)hidden\(\)", session.output)
+    assert re.search(r"decoder\.py\(\d+\)activations\(\)", session.output)
 
 
 def test_a_breakpoint_in_a_layer_stops_too(session):

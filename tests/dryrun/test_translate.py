@@ -59,6 +59,7 @@ CASES = [
 def plan():
     recipe = recipe_from_dict(
         {
+            "name": "small",
             "model": {"hidden_size": 32, "num_layers": 2, "num_heads": 8, "ffn_size": 64, "vocab_size": 512},
             "data": {"source": "stdlib", "seq_len": 16, "tokenizer_vocab_size": 300},
             "train": {"steps": 1, "tokens_per_step": 64},

@@ -13,7 +13,7 @@ from mindmodel.parallel.ranks import Ranks
 
 OWN_RANK = re.compile(r"MS_NODE_ID|MS_ROLE|MS_WORKER_NUM|get_rank|get_group_size|RANK_ID|RANK_SIZE")
 READERS = {"parallel/environment.py"}
-SET_OR_OF_OTHERS = {"dryrun/child.py", "debug/graph/on_ascend.py", "supervise/start.py"}
+SET_OR_OF_OTHERS = {"dryrun/child.py", "debug/graph/missing_on_ascend.py", "supervise/start.py"}
 
 
 def test_a_process_alone_is_the_first_and_gathers_what_it_gives():
