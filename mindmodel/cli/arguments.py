@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import textwrap
 from typing import Callable, Mapping, Optional
 
+from mindmodel.cli.help import HelpFormatter
 from mindmodel.recipe.load import load_with_changes
 from mindmodel.recipe.schema import Recipe
 from mindmodel.terminal import Terminal
-
-
-class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """A description's prose fills the terminal's width; examples stay as they are."""
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        return "\n\n".join(
-            part if part.startswith("example") else textwrap.fill(part, width, break_on_hyphens=False)
-            for part in text.strip().split("\n\n")
-        )
 
 
 def add_overrides(parser: argparse.ArgumentParser, meaning: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib
 import io
 import os
@@ -13,7 +12,7 @@ import textwrap
 from typing import Optional, Sequence
 
 from mindmodel import __version__
-from mindmodel.cli.arguments import HelpFormatter
+from mindmodel.cli.help import HelpFormatter
 from mindmodel.errors import MindModelError, TrainingError, first_line
 from mindmodel.parallel.rank_error import report_error
 from mindmodel.terminal import ended_by_interrupt
@@ -119,9 +118,10 @@ def _answer(arguments: Sequence[str]) -> int:
         print(f"mindmodel {__version__}")
         return 0
     if arguments[0] not in VERBS:
-        near = difflib.get_close_matches(arguments[0], VERBS, 1)
-        works = f"Did you mean '{near[0]}'?" if near else f"Use one of: {', '.join(VERBS)}."
-        print(f"mindmodel: '{arguments[0]}' is no verb. {works}", file=sys.stderr)
+        from mindmodel.recipe.values import nearest
+
+        works = nearest(arguments[0], VERBS) or f" Use one of: {', '.join(VERBS)}."
+        print(f"mindmodel: '{arguments[0]}' is no verb.{works}", file=sys.stderr)
         return 2
     try:
         with ended_by_interrupt():

@@ -23,11 +23,16 @@ ROOT = Path(__file__).parents[2]
 BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
 
 
-def heavy_modules_after(code: str) -> list[str]:
-    """Those of HEAVY that a fresh interpreter has loaded after running the code."""
-    script = f"import sys\n{code}\nprint('loaded', *(name for name in {HEAVY!r} if name in sys.modules))"
+def heavy_modules_after(code: str, heavy: tuple[str, ...] = HEAVY) -> list[str]:
+    """Those of `heavy` that a fresh interpreter has loaded after running the code."""
+    script = f"import sys\n{code}\nprint('loaded', *(name for name in {heavy!r} if name in sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     return done.stdout.splitlines()[-1].split()[1:]
+
+
+def test_the_overview_loads_no_numpy_and_reads_no_recipe():
+    code = "from mindmodel.cli.main import main\nmain(['--help'])"
+    assert heavy_modules_after(code, (*HEAVY, "numpy", "yaml")) == []
 
 
 @pytest.fixture
